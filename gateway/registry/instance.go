@@ -1,0 +1,72 @@
+package registry
+
+import (
+	"net/netip"
+	"slices"
+	"time"
+
+	"dstack.host/ratls"
+	"dstack.host/tunnel"
+)
+
+// Instance is one registered confidential VM. Instances in a [Snapshot] are shared: read, never changed.
+type Instance struct {
+	ID      InstanceID
+	App     AppID
+	Compose ComposeHash
+	Key     tunnel.PublicKey // its WireGuard key, of no other instance
+	Addr    netip.Addr       // its address in the tunnel; assigned by Register, kept as long as the instance is registered
+	Ports   *PortPolicy      // nil: not reported
+
+	// Identity says which proof the registration rested on: "ratls-v0", "ratls-legacy" or "kms-app-info".
+	Identity string
+	// Evidence is the JSON of the app's own evidence; empty when it sent none.
+	Evidence []byte
+	// RegisteredAt is when the instance came with its present key.
+	RegisteredAt time.Time
+	// Info is what the identity proof says about the app.
+	Info ratls.AppInfo
+}
+
+// PortPolicy says which ports of an instance the gateway may reach, as the app's own app-compose.json declares it
+// (dstack 0.6 gateway/src/proxy/port_policy.rs).
+type PortPolicy struct {
+	Restrict bool   // false: every port
+	Ports    []Port // the allowed ones where Restrict is set
+}
+
+// Port is one entry of a [PortPolicy].
+type Port struct {
+	Port  uint16
+	Proxy bool // send a PROXY protocol header first
+}
+
+// Allowed reports whether the gateway may connect to port. A nil policy, which is one that is not known yet, allows
+// nothing.
+func (p *PortPolicy) Allowed(port uint16) bool {
+	switch {
+	case p == nil || port == 0:
+		return false
+	case !p.Restrict:
+		return true
+	}
+	_, ok := p.find(port)
+	return ok
+}
+
+// Proxy reports whether connections to port begin with a PROXY protocol header.
+func (p *PortPolicy) Proxy(port uint16) bool {
+	if p == nil {
+		return false
+	}
+	entry, ok := p.find(port)
+	return ok && entry.Proxy
+}
+
+func (p *PortPolicy) find(port uint16) (Port, bool) {
+	i := slices.IndexFunc(p.Ports, func(e Port) bool { return e.Port == port })
+	if i < 0 {
+		return Port{}, false
+	}
+	return p.Ports[i], true
+}
