@@ -1,0 +1,190 @@
+package config
+
+import (
+	"net"
+	"net/netip"
+	"net/url"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// check tells the impossible values and combinations of keys that were themselves well-formed.
+func (c *Config) check(malformed Faults) Faults {
+	var f Faults
+	c.checkDomains(&f)
+	c.checkAttestation(&f)
+	c.checkTunnel(&f)
+	c.checkFiles(&f)
+	c.checkCerts(&f)
+	c.checkRest(&f)
+	return slices.DeleteFunc(f, func(fault Fault) bool { // one fault a key is enough
+		return slices.ContainsFunc(malformed, func(m Fault) bool { return m.Key == fault.Key })
+	})
+}
+
+func (c *Config) checkDomains(f *Faults) {
+	if len(c.BaseDomains) == 0 {
+		f.add("base_domains", `names no domain; set it, as base_domains = ["dstack.example.com"]`)
+	}
+	for i, base := range c.BaseDomains {
+		switch {
+		case !isDomain(base):
+			f.add("base_domains", "%q is not a domain: lower-case labels of letters, digits and hyphens, at least two, no dot at the end", base)
+		case slices.Contains(c.BaseDomains[:i], base):
+			f.add("base_domains", "%q stands there twice", base)
+		}
+	}
+	if !isLabel(c.DNS.NameServer) {
+		f.add("dns.name_server", "%q is not one DNS label, as ns1", c.DNS.NameServer)
+	}
+}
+
+// isDomain accepts what a zone's name may be here (RFC 1035 section 2.3.1), short enough that a 63-octet app label fits.
+func isDomain(s string) bool {
+	labels := strings.Split(s, ".")
+	return len(labels) >= 2 && len(s) <= 253-64 && !slices.ContainsFunc(labels, func(l string) bool { return !isLabel(l) })
+}
+
+func isLabel(s string) bool {
+	ok := len(s) > 0 && len(s) <= 63 && s[0] != '-' && s[len(s)-1] != '-'
+	return ok && strings.Trim(s, "abcdefghijklmnopqrstuvwxyz0123456789-") == ""
+}
+
+// tcbStatuses are the statuses of Intel's TCB info (PCS API v4, "tcbStatus").
+var tcbStatuses = []string{"UpToDate", "SWHardeningNeeded", "ConfigurationNeeded", "ConfigurationAndSWHardeningNeeded", "OutOfDate", "OutOfDateConfigurationNeeded"}
+
+func (c *Config) checkAttestation(f *Faults) {
+	a := c.Attestation
+	oneOf(f, "attestation.kind", a.Kind, "tdx", "simulated-tdx")
+	webURL(f, "attestation.pccs", a.PCCS)
+	if len(a.AcceptedTCB) == 0 {
+		f.add("attestation.accepted_tcb", `accepts nothing; set at least ["UpToDate"]`)
+	}
+	for _, status := range a.AcceptedTCB {
+		if !slices.Contains(tcbStatuses, status) {
+			f.add("attestation.accepted_tcb", "%q can't be accepted; these can: %s", status, strings.Join(tcbStatuses, ", "))
+		}
+	}
+	if a.Validity <= 0 {
+		f.add("attestation.validity", `must be longer than nothing, as "5m"`)
+	}
+	if a.NonceInterval <= 0 || a.NonceBurst < 1 {
+		f.add("attestation.nonce_interval", `must be longer than nothing, with nonce_burst at least 1`)
+	}
+}
+
+func (c *Config) checkTunnel(f *Faults) {
+	t := c.Tunnel
+	oneOf(f, "tunnel.device", t.Device, "auto", "kernel", "tun", "netstack")
+	if !t.Address.IsValid() || !t.Address.Addr().Is4() {
+		f.add("tunnel.address", "must be an IPv4 address with the length of its network, as 10.0.0.1/16")
+		return
+	}
+	if !t.Clients.IsValid() || !t.Address.Masked().Contains(t.Clients.Addr()) || t.Clients.Bits() < t.Address.Bits() {
+		f.add("tunnel.clients", "%s must lie inside the tunnel network %s", t.Clients, t.Address.Masked())
+	}
+	for _, r := range t.Reserved {
+		if !r.Overlaps(t.Clients) {
+			f.add("tunnel.reserved", "%s is no part of tunnel.clients %s", r, t.Clients)
+		}
+	}
+	if t.MTU < 1280 || t.MTU > 9000 {
+		f.add("tunnel.mtu", "%d is not between 1280 (the least of IPv6, RFC 8200 section 5) and 9000", t.MTU)
+	}
+	if t.HandshakeInterval <= 0 || t.HandshakeStale <= t.HandshakeInterval {
+		f.add("tunnel.handshake_stale", "must be longer than handshake_interval, and that longer than nothing")
+	}
+	c.checkEndpoint(f)
+}
+
+// checkEndpoint demands what dstack guests can parse: they split the endpoint at its first colon.
+func (c *Config) checkEndpoint(f *Faults) {
+	host, port, err := net.SplitHostPort(c.Tunnel.Endpoint)
+	if err != nil {
+		f.add("tunnel.endpoint", `%q is not address:port; set what CVMs reach this node by, as "203.0.113.5:51820"`, c.Tunnel.Endpoint)
+		return
+	}
+	if addr, err := netip.ParseAddr(host); err == nil && !addr.Is4() || err != nil && !isDomain(strings.ToLower(host)) {
+		f.add("tunnel.endpoint", "%q must be an IPv4 address or a DNS name: dstack guests can't read IPv6 there", host)
+	}
+	if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
+		f.add("tunnel.endpoint", "port %q is not between 1 and 65535", port)
+	}
+}
+
+func (c *Config) checkFiles(f *Faults) {
+	pair(f, "enroll", c.Enroll.CertFile, c.Enroll.KeyFile)
+	pair(f, "store", c.Store.CertFile, c.Store.KeyFile)
+	for _, named := range []struct{ key, file string }{
+		{"enroll.cert_file", c.Enroll.CertFile}, {"enroll.key_file", c.Enroll.KeyFile}, {"enroll.kms_root", c.Enroll.KMSRoot},
+		{"store.ca_file", c.Store.CAFile}, {"store.cert_file", c.Store.CertFile}, {"store.key_file", c.Store.KeyFile},
+		{"store.password_file", c.Store.PasswordFile}, {"certs.ca_file", c.Certs.CAFile},
+	} {
+		if named.file == "" {
+			continue
+		}
+		if _, err := os.Stat(named.file); err != nil {
+			f.add(named.key, "%v", err)
+		}
+	}
+	if c.DataDir == "" {
+		f.add("data_dir", "names no folder")
+	}
+}
+
+func pair(f *Faults, table, cert, key string) {
+	if (cert == "") != (key == "") {
+		f.add(table+".cert_file", "cert_file and key_file go together; set both or neither")
+	}
+}
+
+func (c *Config) checkCerts(f *Faults) {
+	oneOf(f, "certs.issuer", c.Certs.Issuer, "acme", "internal")
+	if c.Certs.Issuer == "acme" {
+		webURL(f, "certs.directory", c.Certs.Directory)
+		if !isDomain(c.Certs.CAAIdentity) {
+			f.add("certs.caa_identity", "%q is not a domain, as letsencrypt.org", c.Certs.CAAIdentity)
+		}
+		if len(c.DNS.Addresses) == 0 {
+			f.add("dns.addresses", "is empty, so the ACME server could not find this DNS server; set this node's public addresses")
+		}
+	}
+}
+
+func (c *Config) checkRest(f *Faults) {
+	oneOf(f, "log.level", c.Log.Level, "debug", "info", "warn", "error")
+	oneOf(f, "log.format", c.Log.Format, "text", "json")
+	if len(c.DNS.Listen) == 0 {
+		f.add("dns.listen", `is empty; set at least [":53"]`)
+	}
+	if c.Proxy.PublicPort > 65535 {
+		f.add("proxy.public_port", "%d is not a port", c.Proxy.PublicPort)
+	}
+	if !strings.HasPrefix(c.Store.Prefix, "/") || !strings.HasSuffix(c.Store.Prefix, "/") {
+		f.add("store.prefix", `%q must begin and end with a slash, as "/dstack-gateway/"`, c.Store.Prefix)
+	}
+	for _, endpoint := range c.Store.Endpoints {
+		webURL(f, "store.endpoints", endpoint)
+	}
+	if len(c.Store.Endpoints) == 0 && (c.Store.Username != "" || c.Store.CAFile != "" || c.Store.CertFile != "") {
+		f.add("store.endpoints", "is empty, so the embedded etcd is used, which takes no user and no certificates; set endpoints or remove those keys")
+	}
+	if (c.Store.Username == "") != (c.Store.PasswordFile == "") {
+		f.add("store.username", "username and password_file go together; set both or neither")
+	}
+}
+
+func oneOf(f *Faults, key, value string, allowed ...string) {
+	if !slices.Contains(allowed, value) {
+		f.add(key, "%q is none of %s", value, strings.Join(allowed, ", "))
+	}
+}
+
+func webURL(f *Faults, key, value string) {
+	u, err := url.Parse(value)
+	if err != nil || u.Host == "" || u.Scheme != "https" && u.Scheme != "http" {
+		f.add(key, `%q is not a URL, as "https://host:port/path"`, value)
+	}
+}

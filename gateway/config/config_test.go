@@ -1,0 +1,195 @@
+package config_test
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"dstack.host/gateway/config"
+)
+
+var update = flag.Bool("update", false, "rewrite the files in configs that are made from the code")
+
+const minimal = `
+base_domains = ["dstack.example.com"]
+dns.addresses = ["203.0.113.5"]
+tunnel.endpoint = "203.0.113.5:51820"
+`
+
+func TestMinimalConfigurationIsEnough(t *testing.T) {
+	c, err := config.Parse("gateway.toml", []byte(minimal))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, want := c.Proxy.Listen.Port(), uint16(443); got != want {
+		t.Errorf("proxy.listen has port %d, want the default %d", got, want)
+	}
+}
+
+func TestFaultsNameFileLineKeyAndWhatWouldBeRight(t *testing.T) {
+	for _, row := range []struct{ name, text, want string }{
+		{"unknown key", "proxy.lisen = \":443\"", `x.toml:5: proxy.lisen: no such key; did you mean "listen"?`},
+		{"unknown table", "[zebra]\nstripes = 1", `x.toml:5: zebra: no such key; here go: attestation, base_domains,`},
+		{"unknown key in a table", "[proxy]\nlisen = 1", `x.toml:6: proxy.lisen: no such key; did you mean "listen"?`},
+		{"text for a number", "tunnel.mtu = \"1420\"", `x.toml:5: tunnel.mtu: wants a whole number, as 1; is the text "1420"`},
+		{"number for a text", "node = 7", `x.toml:5: node: wants a text in quotes, as "text"; is 7`},
+		{"negative number", "tunnel.mtu = -1", `x.toml:5: tunnel.mtu: wants a whole number, as 1; is -1`},
+		{"huge number", "tunnel.mtu = 99999999999", `x.toml:5: tunnel.mtu: wants a whole number`},
+		{"text for a truth", "attestation.allow_debug = \"yes\"", `wants true or false, as true; is the text "yes"`},
+		{"number for a duration", "attestation.validity = 5", `wants a duration, as "30s"; is 5`},
+		{"not a duration", "attestation.validity = \"5 minutes\"", `x.toml:5: attestation.validity: wants a duration, as "30s": time:`},
+		{"negative duration", "attestation.validity = \"-5m\"", `is negative`},
+		{"not an address", "proxy.listen = \"443\"", `x.toml:5: proxy.listen: wants an address and port, as "203.0.113.5:443" or ":443"`},
+		{"port out of range", "proxy.listen = \":65536\"", `x.toml:5: proxy.listen: wants an address and port`},
+		{"text for a list", "dns.listen = \":53\"", `x.toml:5: dns.listen: wants a list, as ["203.0.113.5:443" or ":443"]; is the text ":53"`},
+		{"bad item in a list", "dns.listen = [\":53\", \"x\"]", `x.toml:5: dns.listen.2: wants an address and port`},
+		{"value for a table", "log = 1", `x.toml:5: log: wants a table, [log]; is 1`},
+		{"inline table", "log = { level = \"loud\" }", `x.toml:5: log.level: "loud" is none of debug, info, warn, error`},
+		{"impossible kind", "[attestation]\nkind = \"sgx\"", `x.toml:6: attestation.kind: "sgx" is none of tdx, simulated-tdx`},
+		{"revoked can't be accepted", "attestation.accepted_tcb = [\"Revoked\"]", `x.toml:5: attestation.accepted_tcb: "Revoked" can't be accepted`},
+		{"clients outside the tunnel", "tunnel.clients = \"192.168.0.0/24\"", `x.toml:5: tunnel.clients: 192.168.0.0/24 must lie inside the tunnel network 10.0.0.0/16`},
+		{"missing file", "enroll.kms_root = \"/nonexistent/root.pem\"", `x.toml:5: enroll.kms_root: stat /nonexistent/root.pem`},
+		{"half a pair", "enroll.cert_file = \"/dev/null\"", `x.toml:5: enroll.cert_file: cert_file and key_file go together`},
+		{"user without etcd", "store.username = \"root\"", `store.endpoints: is empty, so the embedded etcd is used`},
+		{"syntax", "tunnel.mtu = ", `x.toml:5: not TOML:`},
+		{"key twice", "node = \"a\"\nnode = \"b\"", `not TOML:`},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			_, err := config.Parse("x.toml", []byte(minimal+row.text))
+			if err == nil || !strings.Contains(err.Error(), row.want) {
+				t.Errorf("got %v\nwant it to hold %s", err, row.want)
+			}
+		})
+	}
+}
+
+func TestValuesThatCannotWorkAreRefused(t *testing.T) {
+	for _, row := range []struct{ text, want string }{
+		{`base_domains = []`, "base_domains: names no domain"},
+		{`base_domains = ["localhost"]`, `"localhost" is not a domain`},
+		{`base_domains = ["Dstack.host"]`, `"Dstack.host" is not a domain`},
+		{`base_domains = ["dstack.host."]`, `"dstack.host." is not a domain`},
+		{`base_domains = ["a_b.host"]`, `"a_b.host" is not a domain`},
+		{`base_domains = ["d.host", "d.host"]`, `"d.host" stands there twice`},
+		{`tunnel.endpoint = "[2001:db8::1]:51820"`, "dstack guests can't read IPv6"},
+		{`tunnel.endpoint = "203.0.113.5:0"`, `port "0" is not between 1 and 65535`},
+		{`tunnel.endpoint = "203.0.113.5"`, `is not address:port`},
+		{`dns.addresses = []`, "dns.addresses: is empty, so the ACME server could not find"},
+	} {
+		text := minimal
+		for line := range strings.Lines(minimal) {
+			if key, _, _ := strings.Cut(row.text, " ="); strings.HasPrefix(line, key) {
+				text = strings.Replace(minimal, line, row.text+"\n", 1)
+			}
+		}
+		if _, err := config.Parse("x.toml", []byte(text)); err == nil || !strings.Contains(err.Error(), row.want) {
+			t.Errorf("%s\ngot %v\nwant it to hold %s", row.text, err, row.want)
+		}
+	}
+}
+
+func TestAllFaultsAreToldAtOnceInTheOrderOfTheFile(t *testing.T) {
+	_, err := config.Parse("x.toml", []byte("node = 1\n[log]\nlevel = \"loud\"\ncolour = true\n[tunnel]\nmtu = 1\n"))
+	var faults config.Faults
+	if !errors.As(err, &faults) {
+		t.Fatalf("got %T, want Faults", err)
+	}
+	var got []string
+	for _, f := range faults {
+		got = append(got, fmt.Sprint(f.Line, " ", f.Key))
+	}
+	want := []string{"0 base_domains", "0 dns.addresses", "1 node", "3 log.level", "4 log.colour", "5 tunnel.endpoint", "6 tunnel.mtu"}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("faults (-want +got):\n%s", diff)
+	}
+}
+
+func TestLoadTellsHowToNameAFile(t *testing.T) {
+	if _, err := config.Load(t.TempDir() + "/none.toml"); err == nil || !strings.Contains(err.Error(), "-c FILE") {
+		t.Errorf("got %v", err)
+	}
+}
+
+func FuzzParse(f *testing.F) {
+	f.Add([]byte(minimal))
+	f.Add([]byte("a = {b.c = [1, {d = 2}]}\n[[x.y]]\n\"q u\" = 1979-05-27"))
+	f.Fuzz(func(t *testing.T, text []byte) {
+		_, err := config.Parse("x.toml", text)
+		if faults, ok := errors.AsType[config.Faults](err); ok && len(faults) == 0 {
+			t.Error("an error without a fault")
+		}
+	})
+}
+
+// example holds the values that only the operator knows.
+var example = map[string]string{
+	"base_domains":    `["dstack.example.com"]`,
+	"dns.addresses":   `["203.0.113.5"]`,
+	"tunnel.endpoint": `"203.0.113.5:51820"`,
+}
+
+func TestSampleHoldsEveryKey(t *testing.T) {
+	var b strings.Builder
+	b.WriteString("# Every key of dstack-gateway with its default. Only three have none: base_domains, dns.addresses and tunnel.endpoint.\n")
+	table := ""
+	for _, key := range config.Reference() {
+		in, name, ok := strings.Cut(key.Name, ".")
+		if !ok {
+			in, name = "", key.Name
+		}
+		if in != table {
+			fmt.Fprintf(&b, "\n[%s]\n", in)
+			table = in
+		}
+		value := key.Default
+		if v, ok := example[key.Name]; ok {
+			value = v
+		}
+		fmt.Fprintf(&b, "# %s\n%s = %s\n", key.Help, name, value)
+	}
+	golden(t, "../../configs/gateway.toml", b.String())
+	if _, err := config.Load("../../configs/gateway.toml"); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestMinimalSampleParses(t *testing.T) {
+	if _, err := config.Load("../../configs/gateway.minimal.toml"); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestReferenceIsThatOfTheCode(t *testing.T) {
+	var b strings.Builder
+	b.WriteString("# Configuration\n\nTOML, read strictly: an unknown key, a wrong type or an impossible combination stops the start and is told with\n" +
+		"file, line, key and what would be right. `dstack-gateway check-config -c FILE` tells the same without starting anything.\n\n" +
+		"- [gateway.minimal.toml](gateway.minimal.toml): what a node on the public internet has to say\n" +
+		"- [gateway.toml](gateway.toml): every key with its default\n\n" +
+		"Durations are texts as `\"30s\"`, `\"5m\"` or `\"12h\"`; an address without a host, as `\":443\"`, is every address of both families.\n\n" +
+		"| key | default | effect |\n|---|---|---|\n")
+	for _, key := range config.Reference() {
+		fmt.Fprintf(&b, "| `%s` | `%s` | %s |\n", key.Name, key.Default, key.Help)
+	}
+	golden(t, "../../configs/README.md", b.String())
+}
+
+func golden(t *testing.T, file, want string) {
+	t.Helper()
+	if *update {
+		if err := os.WriteFile(file, []byte(want), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(want, string(got)); diff != "" {
+		t.Errorf("%s differs from the code; go test ./gateway/config -update rewrites it (-want +got):\n%s", file, diff)
+	}
+}
