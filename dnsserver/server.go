@@ -1,0 +1,240 @@
+package dnsserver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"runtime"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// Limits of the server's own making. Those of TCP are RFC 7766 section 6.2.
+const (
+	defaultMaxConns          = 512
+	defaultMaxConnsPerClient = 32
+	defaultIdleTimeout       = 10 * time.Second
+
+	// A listen address with port 0 needs one port that is free for UDP and TCP.
+	portAttempts = 32
+	// A socket that fails (no descriptors, no memory) is tried again after a
+	// pause that doubles between these.
+	minPause, maxPause = 5 * time.Millisecond, time.Second
+)
+
+// Config configures a [Server].
+type Config struct {
+	// Listen are addresses "host:port" to serve over both UDP and TCP, at least
+	// one. The host is an IP address or empty for all of the machine; port 0
+	// takes one that is free (see Server.Addrs).
+	Listen []string
+	// Workers answer one UDP socket's packets. Zero: as many as CPUs.
+	Workers int
+	// MaxConns and MaxConnsPerClient bound the open TCP connections; one more
+	// is closed at once. Zero: 512 and 32.
+	MaxConns, MaxConnsPerClient int
+	// IdleTimeout is how long a TCP client may take for its next query, and
+	// for reading an answer. Zero: 10 s.
+	IdleTimeout time.Duration
+	// Logger is told of sockets that fail, never of queries. Nil: no logs.
+	Logger *slog.Logger
+}
+
+// Server answers DNS queries over UDP and TCP.
+type Server struct {
+	config Config // completed by New
+	log    *slog.Logger
+	udp    []*udpSocket   // set by New
+	tcp    []net.Listener // set by New, one for each of udp
+
+	zones   atomic.Pointer[Zones] // replaced by SetZones
+	started atomic.Bool
+	conns   connTable
+}
+
+// New checks the configuration, reporting all faults together, and binds the
+// sockets. Packets queue until Run; Run or Close releases the sockets.
+func New(c Config) (*Server, error) {
+	if err := c.complete(); err != nil {
+		return nil, err
+	}
+	s := &Server{config: c, log: c.Logger}
+	s.conns.init(c.MaxConns, c.MaxConnsPerClient)
+	var faults []error
+	for _, address := range c.Listen {
+		if err := s.bind(address); err != nil {
+			faults = append(faults, err)
+		}
+	}
+	if len(faults) > 0 {
+		return nil, errors.Join(append(faults, s.Close())...)
+	}
+	return s, nil
+}
+
+// complete checks the configuration and fills in the defaults.
+func (c *Config) complete() error {
+	var faults []error
+	if len(c.Listen) == 0 {
+		faults = append(faults, errors.New("dns: Listen: at least one address is needed"))
+	}
+	for _, address := range c.Listen {
+		if err := checkListen(address); err != nil {
+			faults = append(faults, fmt.Errorf("dns: Listen %q: %w", address, err))
+		}
+	}
+	if c.Workers < 0 || c.MaxConns < 0 || c.MaxConnsPerClient < 0 || c.IdleTimeout < 0 {
+		faults = append(faults, errors.New("dns: a limit is negative"))
+	}
+	if c.Workers == 0 {
+		c.Workers = runtime.GOMAXPROCS(0)
+	}
+	if c.MaxConns == 0 {
+		c.MaxConns = defaultMaxConns
+	}
+	if c.MaxConnsPerClient == 0 {
+		c.MaxConnsPerClient = defaultMaxConnsPerClient
+	}
+	if c.IdleTimeout == 0 {
+		c.IdleTimeout = defaultIdleTimeout
+	}
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	return errors.Join(faults...)
+}
+
+func checkListen(address string) error {
+	host, port, err := net.SplitHostPort(address)
+	if err != nil {
+		return errors.New("not host:port")
+	}
+	if _, err := netip.ParseAddr(host); err != nil && host != "" {
+		return errors.New("host is not an IP address")
+	}
+	if _, err := strconv.ParseUint(port, 10, 16); err != nil {
+		return errors.New("port is not a number up to 65535")
+	}
+	return nil
+}
+
+// bind opens the UDP and the TCP socket of one address on the same port.
+func (s *Server) bind(address string) error {
+	host, port, _ := net.SplitHostPort(address)
+	var last error
+	for range portAttempts {
+		socket, err := listenUDP(address)
+		if err != nil {
+			return fmt.Errorf("dns: %w", err)
+		}
+		bound := socket.conn.LocalAddr().(*net.UDPAddr).Port
+		listener, err := net.Listen("tcp", net.JoinHostPort(host, strconv.Itoa(bound)))
+		if err == nil {
+			s.udp, s.tcp = append(s.udp, socket), append(s.tcp, listener)
+			return nil
+		}
+		last = errors.Join(fmt.Errorf("dns: %w", err), socket.conn.Close())
+		if n, _ := strconv.Atoi(port); n != 0 {
+			break
+		}
+	}
+	return last
+}
+
+// Addrs returns the bound addresses in the order of Config.Listen. Each is
+// served over UDP and TCP.
+func (s *Server) Addrs() []netip.AddrPort {
+	addrs := make([]netip.AddrPort, 0, len(s.tcp))
+	for _, l := range s.tcp {
+		addr := l.Addr().(*net.TCPAddr).AddrPort()
+		addrs = append(addrs, netip.AddrPortFrom(addr.Addr().Unmap(), addr.Port()))
+	}
+	return addrs
+}
+
+// SetZones replaces all zones at once. Before the first call queries are
+// answered SERVFAIL with the extended error Not Ready. When it returns, every
+// query that arrives is answered from the new zones.
+func (s *Server) SetZones(zones ...*Zone) {
+	s.zones.Store(NewZones(zones...))
+}
+
+// Zones returns the zones that are served, nil before the first SetZones.
+func (s *Server) Zones() *Zones { return s.zones.Load() }
+
+// Run serves until ctx ends, then lets answers under way leave, closes all
+// sockets and returns nil with no goroutine left. It can run once.
+func (s *Server) Run(ctx context.Context) error {
+	if !s.started.CompareAndSwap(false, true) {
+		return errors.New("dns: server has run already")
+	}
+	var running sync.WaitGroup
+	for _, socket := range s.udp {
+		for range s.config.Workers {
+			running.Go(func() { s.serveUDP(ctx, socket) })
+		}
+	}
+	for _, l := range s.tcp {
+		running.Go(func() { s.acceptTCP(ctx, l) })
+	}
+	<-ctx.Done()
+	s.interrupt()
+	running.Wait()
+	return s.closeSockets()
+}
+
+// interrupt makes every blocked read and accept return, and nothing else.
+func (s *Server) interrupt() {
+	for _, socket := range s.udp {
+		_ = socket.conn.SetReadDeadline(time.Unix(1, 0)) // fails only when closed, which is as good
+	}
+	for _, l := range s.tcp {
+		_ = l.Close() // closeSockets reports errors of the last close only
+	}
+	s.conns.interrupt()
+}
+
+// Close releases the sockets of a server that is not run. When Run runs or has
+// run, it does nothing: end Run by its context.
+func (s *Server) Close() error {
+	if !s.started.CompareAndSwap(false, true) {
+		return nil
+	}
+	return s.closeSockets()
+}
+
+func (s *Server) closeSockets() error {
+	var faults []error
+	for _, socket := range s.udp {
+		faults = append(faults, ignoreClosed(socket.conn.Close()))
+	}
+	for _, l := range s.tcp {
+		faults = append(faults, ignoreClosed(l.Close()))
+	}
+	return errors.Join(faults...)
+}
+
+func ignoreClosed(err error) error {
+	if errors.Is(err, net.ErrClosed) {
+		return nil
+	}
+	return err
+}
+
+// pause waits before a failed socket is tried again: d, or until ctx ends. It
+// returns how long to wait the next time.
+func pause(ctx context.Context, d time.Duration) time.Duration {
+	d = max(d, minPause)
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+	case <-timer.C:
+	}
+	return min(2*d, maxPause)
+}
