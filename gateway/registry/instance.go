@@ -1,6 +1,8 @@
 package registry
 
 import (
+	"errors"
+	"fmt"
 	"net/netip"
 	"slices"
 	"time"
@@ -20,8 +22,10 @@ type Instance struct {
 
 	// Identity says which proof the registration rested on: "ratls-v0", "ratls-legacy" or "kms-app-info".
 	Identity string
-	// Evidence is the JSON of the app's own evidence; empty when it sent none.
-	Evidence []byte
+	// Evidence is the JSON of the app's own evidence, which binds Key; empty when it sent none. EvidenceAt is when it
+	// was stored.
+	Evidence   []byte
+	EvidenceAt time.Time
 	// RegisteredAt is when the instance came with its present key.
 	RegisteredAt time.Time
 	// Info is what the identity proof says about the app.
@@ -69,4 +73,56 @@ func (p *PortPolicy) find(port uint16) (Port, bool) {
 		return Port{}, false
 	}
 	return p.Ports[i], true
+}
+
+// Limits of one registration.
+const (
+	maxPorts    = 1024
+	maxIdentity = 32
+	// MaxEvidence is the largest evidence of an app in bytes.
+	MaxEvidence = 512 << 10
+)
+
+// check tells what is impossible in an instance, apart from its address.
+func (inst *Instance) check() error {
+	var faults []error
+	if inst.ID == (InstanceID{}) {
+		faults = append(faults, errors.New("no instance id"))
+	}
+	if inst.App == (AppID{}) {
+		faults = append(faults, errors.New("no app id"))
+	}
+	if inst.Compose == (ComposeHash{}) {
+		faults = append(faults, errors.New("no compose hash"))
+	}
+	if inst.Key == (tunnel.PublicKey{}) {
+		faults = append(faults, errors.New("no WireGuard key"))
+	}
+	if len(inst.Identity) > maxIdentity {
+		faults = append(faults, fmt.Errorf("identity of %d characters", len(inst.Identity)))
+	}
+	if len(inst.Evidence) > MaxEvidence {
+		faults = append(faults, fmt.Errorf("evidence of %d bytes is larger than %d", len(inst.Evidence), MaxEvidence))
+	}
+	return errors.Join(append(faults, inst.Ports.check())...)
+}
+
+func (p *PortPolicy) check() error {
+	if p == nil {
+		return nil
+	}
+	if len(p.Ports) > maxPorts {
+		return fmt.Errorf("port policy with %d ports, more than %d", len(p.Ports), maxPorts)
+	}
+	seen := make(map[uint16]bool, len(p.Ports))
+	for _, e := range p.Ports {
+		if e.Port == 0 {
+			return errors.New("port policy with port 0")
+		}
+		if seen[e.Port] {
+			return fmt.Errorf("port policy with port %d twice", e.Port)
+		}
+		seen[e.Port] = true
+	}
+	return nil
 }

@@ -1,0 +1,66 @@
+package registry
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"dstack.host/gateway/store"
+)
+
+// SetChallenge adds a value to the TXT record of a fully qualified name, with or without trailing dot, and returns
+// when the snapshot has it. A name may have many values, for several certificates may be in the making.
+func (r *Registry) SetChallenge(ctx context.Context, fqdn, value string) error {
+	return r.changeChallenge(ctx, fqdn, value, true)
+}
+
+// DeleteChallenge removes a value that SetChallenge added, if it is there, and returns when it is gone from the
+// snapshot.
+func (r *Registry) DeleteChallenge(ctx context.Context, fqdn, value string) error {
+	return r.changeChallenge(ctx, fqdn, value, false)
+}
+
+func (r *Registry) changeChallenge(ctx context.Context, fqdn, value string, set bool) error {
+	c := challengeRecord{recordVersion, strings.ToLower(strings.TrimSuffix(fqdn, ".")), value}
+	if err := checkChallenge(c.Name, c.Value); err != nil {
+		return fmt.Errorf("%w: %w", ErrInvalid, err)
+	}
+	record, err := json.Marshal(c)
+	if err != nil {
+		return err
+	}
+	op := store.Delete(r.challengePath(c))
+	if set {
+		op = store.Put(r.challengePath(c), record)
+	}
+	ctx, cancel := context.WithTimeout(ctx, registerTimeout)
+	defer cancel()
+	revision, err := r.store.Commit(ctx, nil, []store.Op{op})
+	if err != nil {
+		return fmt.Errorf("challenge for %s: %w", c.Name, err)
+	}
+	// Deleting what is not there makes no revision that the snapshot would come to.
+	return r.await(ctx, func(s *Snapshot) bool {
+		has := slices.Contains(s.Challenges()[c.Name], c.Value)
+		return s.Loaded() && has == set || s.Revision() >= revision
+	})
+}
+
+// checkChallenge holds the limits of RFC 1035: 253 characters of a name, 255 octets of one character-string.
+func checkChallenge(name, value string) error {
+	switch {
+	case name == "" || len(name) > 253 || strings.HasSuffix(name, ".") || name != strings.ToLower(name):
+		return errors.New("challenge for an impossible name")
+	case value == "" || len(value) > 255:
+		return errors.New("challenge value must have 1 to 255 octets")
+	}
+	for _, c := range []byte(name + value) {
+		if c <= ' ' || c > '~' {
+			return errors.New("challenge with characters that are not printable ASCII")
+		}
+	}
+	return nil
+}
