@@ -37,7 +37,7 @@ func (r Record) parse(fqdn string, ttl uint32) (dns.RR, error) {
 	if !ok || rr.Header().Rrtype != rrtype {
 		return nil, fmt.Errorf("data %.80q does not parse", r.Data)
 	}
-	if _, err := dns.PackRR(rr, make([]byte, dns.MaxMsgSize), 0, nil, false); err != nil {
+	if _, err := dns.PackRR(rr, make([]byte, dns.Len(rr)+1), 0, nil, false); err != nil {
 		return nil, fmt.Errorf("data %.80q: %w", r.Data, err)
 	}
 	return rr, nil
