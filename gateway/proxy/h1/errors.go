@@ -36,15 +36,15 @@ func (e *Error) Error() string { return fmt.Sprintf("%s: %v", e.Reason, e.Err) }
 
 func (e *Error) Unwrap() error { return e.Err }
 
-// fault is the kind of error that parsing produces: constant, so that refusing a flood of bad heads allocates nothing.
+// fault is the kind of error that parsing produces.
 type fault string
 
 func (f fault) Error() string { return string(f) }
 
-func refuse(status int, reason Reason, why fault) *Error {
+func refuse(status int, reason Reason, why error) *Error {
 	return &Error{Status: status, Reason: reason, Err: why}
 }
 
 func malformed(why fault) *Error { return refuse(http.StatusBadRequest, Malformed, why) }
 
-func appFault(why fault) *Error { return refuse(http.StatusBadGateway, AppMalformed, why) }
+func appFault(why error) *Error { return refuse(http.StatusBadGateway, AppMalformed, why) }

@@ -16,6 +16,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"sync"
 	"time"
 )
 
@@ -43,7 +44,8 @@ type Config struct {
 
 // Relay serves client connections. It is safe for concurrent use and keeps nothing between connections.
 type Relay struct {
-	cfg Config
+	cfg       Config    // set by New
+	exchanges sync.Pool // of *exchange
 }
 
 // Backend is where a request goes. Two requests in a row on one client connection share the upstream connection if their backends compare
@@ -90,10 +92,9 @@ type Request struct {
 	Addr          netip.AddrPort
 	Current       Backend // what the upstream connection is open to; nil without one
 
-	named    []span // fields that Connection names, beyond those the relay knows
-	asked    bool   // Connection: upgrade
-	trailers bool   // TE: trailers
-	length   bool   // Content-Length was present
+	options  options
+	trailers bool // TE: trailers
+	length   bool // Content-Length was present
 	lines    head
 }
 
@@ -152,7 +153,7 @@ func New(c Config) (*Relay, error) {
 	if err := c.check(); err != nil {
 		return nil, fmt.Errorf("h1: %w", err)
 	}
-	return &Relay{cfg: c}, nil
+	return &Relay{cfg: c, exchanges: sync.Pool{New: newExchange}}, nil
 }
 
 func (c *Config) check() error {

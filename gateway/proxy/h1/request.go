@@ -7,16 +7,13 @@ import (
 	"net/netip"
 )
 
-// maxOptions bounds the connection options of a head, each of which is compared with every field name.
-const maxOptions = 16
-
 // maxMethod is the length from which a method is one that nobody implements (RFC 9112 section 3).
 const maxMethod = 32
 
 // reset makes r the request of a client that has not said anything yet.
 func (r *Request) reset(addr netip.AddrPort, current Backend) {
 	r.lines.reset()
-	*r = Request{Addr: addr, Current: current, lines: r.lines, named: r.named[:0]}
+	*r = Request{Addr: addr, Current: current, lines: r.lines, options: options{named: r.options.named[:0]}}
 	putHex(r.ID[:16], rand.Uint64()) // ChaCha8, seeded by the system
 	putHex(r.ID[16:], rand.Uint64())
 }
@@ -63,10 +60,10 @@ func (r *Request) requestLine(line []byte) *Error {
 		return malformed("the version is not of the form HTTP/1.1")
 	}
 	if minor < 0 {
-		return refuse(http.StatusHTTPVersionNotSupported, VersionUnsupported, "the version is neither HTTP/1.1 nor HTTP/1.0")
+		return refuse(http.StatusHTTPVersionNotSupported, VersionUnsupported, fault("the version is neither HTTP/1.1 nor HTTP/1.0"))
 	}
 	if len(method) > maxMethod || string(method) == "CONNECT" {
-		return refuse(http.StatusNotImplemented, MethodUnsupported, "the method is not implemented")
+		return refuse(http.StatusNotImplemented, MethodUnsupported, fault("the method is not implemented"))
 	}
 	r.Method, r.Target, r.Minor = method, target, minor
 	return nil
@@ -127,16 +124,19 @@ func (r *Request) readField(f *field, v []byte) *Error {
 		r.ContentLength, r.length = n, true
 	case transferEncoding:
 		if !equalFold(v, "chunked") {
-			return refuse(http.StatusNotImplemented, CodingUnsupported, "Transfer-Encoding is not chunked alone")
+			return refuse(http.StatusNotImplemented, CodingUnsupported, fault("Transfer-Encoding is not chunked alone"))
 		}
 		r.ContentLength = -1
 	case connection:
-		return r.options(f.value)
+		if err := r.options.read(&r.lines, f.value); err != nil {
+			return refuse(http.StatusBadRequest, Malformed, err)
+		}
+		r.Close = r.options.close
 	case upgrade:
 		r.Upgrade = v
 	case expect:
 		if !equalFold(v, "100-continue") {
-			return refuse(http.StatusExpectationFailed, ExpectationFailed, "Expect is not 100-continue")
+			return refuse(http.StatusExpectationFailed, ExpectationFailed, fault("Expect is not 100-continue"))
 		}
 		r.Expect = true
 	case te:
@@ -149,53 +149,10 @@ func (r *Request) readField(f *field, v []byte) *Error {
 	return nil
 }
 
-// options reads a Connection field. Naming a field that frames or routes the message is a way to have it removed underway, so it is
-// refused; other names are removed as RFC 9110 section 7.6.1 demands.
-func (r *Request) options(s span) *Error {
-	list := r.lines.bytes(s)
-	for at := s.from; list != nil; {
-		element, rest := nextElement(list)
-		if len(element) > 0 {
-			if !all(element, isToken) {
-				return malformed("Connection is not a list of tokens")
-			}
-			from := at + int32(offset(list, element))
-			if e := r.option(element, span{from, from + int32(len(element))}); e != nil {
-				return e
-			}
-		}
-		at += int32(len(list) - len(rest))
-		list = rest
-	}
-	return nil
-}
-
-func (r *Request) option(name []byte, s span) *Error {
-	switch classify(name) {
-	case hostField, contentLength, transferEncoding, connection, expect:
-		return malformed("Connection names a field that is not for it to name")
-	}
-	switch {
-	case equalFold(name, "close"):
-		r.Close = true
-	case equalFold(name, "upgrade"):
-		r.asked = true
-	case equalFold(name, "keep-alive"), equalFold(name, "te"):
-	case len(r.named) == maxOptions:
-		return malformed("Connection has too many options")
-	default:
-		r.named = append(r.named, s)
-	}
-	return nil
-}
-
-// offset returns where element, a piece of list, begins in it.
-func offset(list, element []byte) int { return cap(list) - cap(element) }
-
 // upgrades reports whether the Upgrade field counts: Connection must name it, and the protocol must not be another HTTP or TLS, behind
 // which requests would pass that nobody here has looked at.
 func (r *Request) upgrades() bool {
-	if !r.asked || len(r.Upgrade) == 0 {
+	if !r.options.upgrade || len(r.Upgrade) == 0 {
 		return false
 	}
 	for list := r.Upgrade; list != nil; {
