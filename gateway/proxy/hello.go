@@ -1,0 +1,226 @@
+package proxy
+
+import (
+	"encoding/binary"
+	"errors"
+	"io"
+)
+
+// maxHello bounds the bytes read before a ClientHello must be whole, record headers included. Browsers send about 2 KiB with a
+// post-quantum key share; nothing legitimate comes near 16 KiB.
+const maxHello = 16 << 10
+
+const (
+	recordHeaderLen    = 5
+	handshakeHeaderLen = 4
+	recordHandshake    = 22
+	typeClientHello    = 1
+	maxRecordPayload   = 1 << 14 // RFC 8446 section 5.1
+)
+
+var (
+	errHelloTooLarge = errors.New("ClientHello is larger than 16 KiB")
+	errNotTLS        = errors.New("first bytes are no TLS handshake record")
+	errHelloSyntax   = errors.New("malformed ClientHello")
+	errNoServerName  = errors.New("ClientHello names no server")
+	errServerName    = errors.New("ClientHello names an invalid server")
+)
+
+// hello is what routing needs of a ClientHello.
+type hello struct {
+	serverName string   // lower case, letters, digits, hyphens and dots
+	protocols  []string // ALPN, as offered
+}
+
+// readHello reads from r until buf holds one whole ClientHello, however it is spread over records and segments. It returns every
+// byte it read (a little more than the message may have come along) and the message within, without record headers. On an error
+// the bytes read so far are returned too.
+func readHello(r io.Reader, buf []byte) (raw, message []byte, err error) {
+	raw = buf[:0]
+	if cap(raw) < maxHello {
+		raw = make([]byte, 0, maxHello)
+	}
+	for {
+		message, err = assembleHello(raw)
+		if err == nil || !errors.Is(err, io.ErrShortBuffer) {
+			return raw, message, err
+		}
+		if len(raw) >= maxHello {
+			return raw, nil, errHelloTooLarge
+		}
+		n, err := r.Read(raw[len(raw):maxHello])
+		raw = raw[:len(raw)+n]
+		if n == 0 && err != nil {
+			if err == io.EOF && len(raw) > 0 {
+				err = io.ErrUnexpectedEOF
+			}
+			return raw, nil, err
+		}
+	}
+}
+
+// assembleHello joins the handshake records at the start of raw into the first handshake message. io.ErrShortBuffer means that raw
+// is a good beginning and more is needed. The message aliases raw when one record holds it.
+func assembleHello(raw []byte) ([]byte, error) {
+	var joined []byte
+	for rest := raw; ; {
+		if err := checkRecordHeader(rest); err != nil {
+			return nil, err
+		}
+		size := int(binary.BigEndian.Uint16(rest[3:]))
+		payload := rest[recordHeaderLen:]
+		if len(payload) > size {
+			payload = payload[:size]
+		}
+		if joined == nil {
+			joined = payload[:len(payload):len(payload)]
+		} else {
+			joined = append(joined, payload...)
+		}
+		want, err := helloSize(joined)
+		if err != nil {
+			return nil, err
+		}
+		if want > 0 && len(joined) >= want {
+			return joined[:want], nil
+		}
+		if len(payload) < size {
+			return nil, io.ErrShortBuffer
+		}
+		rest = rest[recordHeaderLen+size:]
+	}
+}
+
+// checkRecordHeader looks at as much of a record header as there is, so that a stranger is told at the first wrong byte.
+func checkRecordHeader(b []byte) error {
+	if len(b) > 0 && b[0] != recordHandshake || len(b) > 1 && b[1] != 3 {
+		return errNotTLS
+	}
+	if len(b) < recordHeaderLen {
+		return io.ErrShortBuffer
+	}
+	// A handshake record is never empty (RFC 8446 section 5.1): else a stream of nothing could be fed for ever.
+	if size := binary.BigEndian.Uint16(b[3:]); size == 0 || size > maxRecordPayload {
+		return errHelloSyntax
+	}
+	return nil
+}
+
+// helloSize is the size of the handshake message that begins b, header included, or 0 while the header is not whole.
+func helloSize(b []byte) (int, error) {
+	if len(b) > 0 && b[0] != typeClientHello {
+		return 0, errHelloSyntax
+	}
+	if len(b) < handshakeHeaderLen {
+		return 0, nil
+	}
+	size := handshakeHeaderLen + (int(b[1])<<16 | int(b[2])<<8 | int(b[3]))
+	if size > maxHello {
+		return 0, errHelloTooLarge
+	}
+	return size, nil
+}
+
+// parseHello reads a ClientHello message (RFC 8446 section 4.1.2), header included. It is strict where routing depends on it: a
+// second extension of one type, a second name or a name of another type than host_name is refused, so that nobody behind this
+// listener can read another name out of the same bytes.
+func parseHello(message []byte) (hello, error) {
+	var h hello
+	p := parser(message)
+	p.skip(handshakeHeaderLen + 2 + 32) // header, legacy_version, random
+	p.vector8()                         // legacy_session_id
+	p.vector16()                        // cipher_suites
+	p.vector8()                         // legacy_compression_methods
+	if p != nil && len(p) == 0 {
+		return h, errNoServerName // no extensions at all: TLS 1.2 permits it
+	}
+	extensions := p.vector16()
+	if p == nil || len(p) != 0 {
+		return h, errHelloSyntax
+	}
+	seen := make(map[uint16]struct{}, 16)
+	for len(extensions) > 0 {
+		kind, body := extensions.uint16(), extensions.vector16()
+		if extensions == nil {
+			return h, errHelloSyntax
+		}
+		if _, twice := seen[kind]; twice {
+			return h, errHelloSyntax
+		}
+		seen[kind] = struct{}{}
+		if err := h.extension(kind, body); err != nil {
+			return h, err
+		}
+	}
+	if h.serverName == "" {
+		return h, errNoServerName
+	}
+	return h, nil
+}
+
+const (
+	extensionServerName = 0  // RFC 6066 section 3
+	extensionALPN       = 16 // RFC 7301 section 3.1
+)
+
+func (h *hello) extension(kind uint16, body parser) error {
+	switch kind {
+	case extensionServerName:
+		list := body.vector16()
+		nameType, name := list.uint8(), list.vector16()
+		if body == nil || list == nil || len(body) != 0 {
+			return errHelloSyntax
+		}
+		if len(list) != 0 || nameType != 0 {
+			return errServerName
+		}
+		var ok bool
+		if h.serverName, ok = canonicalHost(string(name)); !ok {
+			return errServerName
+		}
+	case extensionALPN:
+		list := body.vector16()
+		if body == nil || len(body) != 0 || len(list) == 0 {
+			return errHelloSyntax
+		}
+		for len(list) > 0 {
+			name := list.vector8()
+			if list == nil || len(name) == 0 {
+				return errHelloSyntax
+			}
+			h.protocols = append(h.protocols, string(name))
+		}
+	}
+	return nil
+}
+
+// parser takes length-prefixed values off the front of a byte string. After any short read it is nil and stays so, and every value
+// taken from it is empty: check once, at the end.
+type parser []byte
+
+func (p *parser) skip(n int) parser {
+	if *p == nil || len(*p) < n {
+		*p = nil
+		return nil
+	}
+	head := (*p)[:n:n]
+	*p = (*p)[n:]
+	return head
+}
+
+func (p *parser) uint8() uint8 {
+	if b := p.skip(1); b != nil {
+		return b[0]
+	}
+	return 0
+}
+
+func (p *parser) uint16() uint16 {
+	if b := p.skip(2); b != nil {
+		return binary.BigEndian.Uint16(b)
+	}
+	return 0
+}
+
+func (p *parser) vector8() parser  { return p.skip(int(p.uint8())) }
+func (p *parser) vector16() parser { return p.skip(int(p.uint16())) }
