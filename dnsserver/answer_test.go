@@ -117,6 +117,8 @@ func TestAnswer(t *testing.T) {
 			"_Acme-Challenge." + at(appID) + ` 5 IN TXT "app"`)},
 		{"challenge of nobody", at("_acme-challenge.nobody"), dns.TypeTXT, answered{Rcode: "NXDOMAIN", AA: true, Ns: []string{soaACME}}},
 		{"below the challenge", at("x._acme-challenge"), dns.TypeTXT, nxdomain},
+		{"challenge without a value exists", "_acme-challenge.below.dstack.host.", dns.TypeTXT, answered{Rcode: "NOERROR", AA: true,
+			Ns: []string{"below.dstack.host. 5 IN SOA ns1.dstack.host. hostmaster.below.dstack.host. 0 3600 600 1209600 10"}}},
 		{"name given with its zone", at("_dstack-app-address"), dns.TypeTXT, positive(
 			at("_dstack-app-address") + ` 60 IN TXT "` + otherID + `:443"`)},
 		{"name given absolutely", at("_dstack-app-address.full"), dns.TypeTXT, positive(
@@ -209,7 +211,9 @@ func TestAnswerSetsFlagsAndEDNSFromTheQuery(t *testing.T) {
 			m.AuthenticatedData, m.CheckingDisabled, m.RecursionAvailable, m.Zero = true, true, true, true
 		}), seen{"REFUSED", "qr rd", "20", true, 1}},
 		{"refused without EDNS says no more", zs, ask("example.org.", dns.TypeA), seen{"REFUSED", "qr rd", "", false, 1}},
-		{"class CH", zs, edit(func(m *dns.Msg) { m.Question[0] = dns.Question{Name: "version.bind.", Qtype: dns.TypeTXT, Qclass: dns.ClassCHAOS} }),
+		{"class CH", zs, edit(func(m *dns.Msg) {
+			m.Question[0] = dns.Question{Name: "version.bind.", Qtype: dns.TypeTXT, Qclass: dns.ClassCHAOS}
+		}),
 			seen{"REFUSED", "qr rd", "20", true, 1}},
 		{"class CH inside", zs, edit(func(m *dns.Msg) { m.Question[0].Qclass = dns.ClassCHAOS }), seen{"REFUSED", "qr rd", "20", true, 1}},
 		{"class ANY", zs, edit(func(m *dns.Msg) { m.Question[0].Qclass = dns.ClassANY }), seen{"REFUSED", "qr rd", "20", true, 1}},
