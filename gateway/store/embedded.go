@@ -121,27 +121,25 @@ func (e *embedded) maintain(ctx context.Context, client *clientv3.Client) {
 			return
 		case <-ticker.C:
 		}
-		if err := defragment(ctx, client, needsDefrag); err != nil && ctx.Err() == nil {
+		if err := e.defragment(ctx, client, needsDefrag); err != nil && ctx.Err() == nil {
 			e.log.Warn("database could not be defragmented", "error", err)
 		}
 	}
 }
 
-// defragment rewrites the database file if need be, and lets etcd write again if it had run out of space before.
-func defragment(ctx context.Context, client *clientv3.Client, need func(size, used int64) bool) error {
+// defragment rewrites the database file if need be, and lets etcd write again if it had run out of space before. It
+// goes to the backend itself, because the client of a server in the same process panics on Defragment.
+func (e *embedded) defragment(ctx context.Context, client *clientv3.Client, need func(size, used int64) bool) error {
+	backend := e.etcd.Server.Backend()
+	if !need(backend.Size(), backend.SizeInUse()) {
+		return nil
+	}
+	if err := backend.Defrag(); err != nil || backend.Size() > quota/2 {
+		return err
+	}
 	ctx, cancel := context.WithTimeout(ctx, maintainEvery)
 	defer cancel()
-	status, err := client.Status(ctx, "")
-	if err != nil || !need(status.DbSize, status.DbSizeInUse) {
-		return err
-	}
-	if _, err := client.Defragment(ctx, ""); err != nil {
-		return err
-	}
-	if status, err = client.Status(ctx, ""); err != nil || status.DbSize > quota/2 {
-		return err
-	}
-	_, err = client.AlarmDisarm(ctx, &clientv3.AlarmMember{})
+	_, err := client.AlarmDisarm(ctx, &clientv3.AlarmMember{})
 	return err
 }
 

@@ -11,17 +11,23 @@ import (
 	"path/filepath"
 )
 
-// Key is the cluster key: whoever has it can read and forge everything in the store. It prints as a placeholder.
+// Key is the cluster key: whoever has it can read and forge everything in the store. Every way of
+// printing, logging or marshalling it shows a fixed text or is an error.
 type Key [32]byte
 
-// String hides the key.
-func (Key) String() string { return "(secret)" }
+const redacted = "(cluster key)"
 
-// GoString hides the key.
-func (Key) GoString() string { return "(secret)" }
+// String does not show the key.
+func (Key) String() string { return redacted }
 
-// LogValue hides the key.
-func (Key) LogValue() slog.Value { return slog.StringValue("(secret)") }
+// Format does not show the key, whatever the verb.
+func (Key) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, redacted) }
+
+// LogValue does not show the key.
+func (Key) LogValue() slog.Value { return slog.StringValue(redacted) }
+
+// MarshalText is an error: without it the JSON form of a struct would list the octets.
+func (Key) MarshalText() ([]byte, error) { return nil, errors.New("a cluster key has no text form") }
 
 // LoadKey reads the cluster key, 32 raw bytes, from a file that only its owner may access. An absent file is made
 // with a fresh key and mode 0600, in an existing directory; of two processes that do so at once both get the same key.

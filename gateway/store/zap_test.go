@@ -1,0 +1,36 @@
+package store_test
+
+import (
+	"bytes"
+	"log/slog"
+	"strings"
+	"testing"
+
+	"dstack.host/gateway/store"
+	"go.uber.org/zap"
+)
+
+func TestEtcdLogsQuietly(t *testing.T) {
+	var out bytes.Buffer
+	z := store.NewZap(slog.New(slog.NewTextHandler(&out, &slog.HandlerOptions{Level: slog.LevelInfo}))).With(zap.Int("member", 1))
+	z.Debug("one")
+	z.Info("two")
+	z.Warn("three", zap.String("k", "v"))
+	z.Error("four")
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		store.Fatal(z)
+		t.Error("goes on after Fatal")
+	}()
+	<-done
+	var got []string
+	for line := range strings.Lines(out.String()) {
+		_, line, _ = strings.Cut(strings.TrimSpace(line), " ")
+		got = append(got, line)
+	}
+	want := "level=INFO msg=three component=etcd member=1 k=v|level=WARN msg=four component=etcd member=1|level=ERROR msg=fatal component=etcd member=1"
+	if strings.Join(got, "|") != want {
+		t.Errorf("got  %s\nwant %s", strings.Join(got, "|"), want)
+	}
+}
