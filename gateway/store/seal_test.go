@@ -286,7 +286,7 @@ func FuzzUnseal(f *testing.F) {
 	f.Add([]byte{}, "")
 	f.Fuzz(func(t *testing.T, sealed []byte, path string) {
 		value, version, err := store.Unseal(testKey, "c", path, sealed)
-		if err == nil && (path != "p" || !bytes.Equal(sealed, good) || version != 7 || string(value) != "value") {
+		if err == nil && (path != "p" || version != 7 || string(value) != "value") {
 			t.Errorf("opened %x at %q", sealed, path)
 		}
 		if err != nil && !errors.Is(err, store.ErrTampered) {
