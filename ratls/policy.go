@@ -10,7 +10,7 @@ import (
 
 // The checks that a quote passes, in their order. A [Refusal] names one of them.
 const (
-	// CheckQuoteParse: the bytes are one quote of a known form, and nothing else.
+	// CheckQuoteParse: the bytes are one quote of a known form, and zero padding.
 	CheckQuoteParse = "quote-parse"
 	// CheckQuoteRoot: its certificates descend from the root that is trusted, by way of the PCK Platform CA.
 	CheckQuoteRoot = "quote-root"
@@ -45,6 +45,9 @@ type Policy struct {
 	MaxCollateralAge time.Duration
 	// AllowDebug accepts domains whose memory the host can read. For development only: such a quote proves nothing.
 	AllowDebug bool
+	// AllowSEPTVE accepts domains that the host can interrupt at any page, because SEPT_VE_DISABLE is clear. dstack's guests set
+	// it; some guests of public clouds do not.
+	AllowSEPTVE bool
 }
 
 // check reports all faults of the policy itself.

@@ -44,9 +44,9 @@ func (w *wireQuote) qeReport() *pb.EnclaveReport {
 }
 
 // ParseQuote reads a raw TDX quote of version 4, or of version 5 with a TDX 1.0 or 1.5 body (Intel TDX DCAP Quoting Library
-// API, appendix A). Nothing is verified: the result is what someone claims. It refuses trailing bytes, so that one quote has
-// one encoding up to its signatures; a quote's hash is still no identity, since ECDSA signatures are malleable. Errors are a
-// [*Refusal] of [CheckQuoteParse].
+// API, appendix A). Nothing is verified: the result is what someone claims. Zero bytes may follow the quote, for Intel's quote
+// generation service pads to the size of its buffer; anything else is refused. A quote's hash is no identity: padding and ECDSA
+// signatures are malleable. Errors are a [*Refusal] of [CheckQuoteParse].
 func ParseQuote(raw []byte) (*Quote, error) {
 	w, err := parseWire(raw)
 	if err != nil {
@@ -65,20 +65,20 @@ func parseWire(raw []byte) (*wireQuote, error) {
 		return nil, &Refusal{Check: CheckQuoteParse, Err: err}
 	}
 	var w *wireQuote
-	var trailing int
+	var trailing []byte
 	switch q := proto.(type) {
 	case *pb.QuoteV4:
 		w = &wireQuote{proto: q, header: q.GetHeader(), body: q.GetTdQuoteBody(), signed: q.GetSignedData()}
-		trailing = len(q.GetExtraBytes())
+		trailing = q.GetExtraBytes()
 	case *pb.QuoteV5:
 		body := q.GetTdQuoteBodyDescriptor().GetTdQuoteBodyV5()
 		w = &wireQuote{proto: q, header: q.GetHeader(), body: body, signed: q.GetSignedData(), serviceTD: body.GetMrServiceTd()}
-		trailing = len(q.GetExtraBytes())
+		trailing = q.GetExtraBytes()
 	default:
 		return nil, refuse(CheckQuoteParse, "quote of an unknown form %T", proto)
 	}
-	if trailing > 0 {
-		return nil, refuse(CheckQuoteParse, "%d bytes follow the quote", trailing)
+	if !zero(trailing) {
+		return nil, refuse(CheckQuoteParse, "%d bytes follow the quote that are not padding", len(trailing))
 	}
 	return w, nil
 }

@@ -39,8 +39,8 @@ func (p Policy) validate(w *wireQuote) error {
 	return nil
 }
 
-// validateAttributes judges TD_ATTRIBUTES. #VE on secure EPT violations must be off (bit 28): with it on, the host can
-// interrupt the domain at any of its pages.
+// validateAttributes judges TD_ATTRIBUTES. With #VE on violations of the secure EPT (bit 28 clear) the host can interrupt
+// the domain at any of its pages. Which bits must be set and clear is as in dstack's verifier, dcap-qvl.
 func (p Policy) validateAttributes(attributes uint64) error {
 	allowed := uint64(attrSEPTVEDisable | attrPKS | attrKeyLocker | attrPerfmon)
 	if p.AllowDebug {
@@ -51,7 +51,7 @@ func (p Policy) validateAttributes(attributes uint64) error {
 		return refuse(CheckTDAttributes, "the domain can be debugged by its host")
 	case attributes&^allowed != 0:
 		return refuse(CheckTDAttributes, "attributes %#x have bits %#x that must be clear", attributes, attributes&^allowed)
-	case attributes&attrSEPTVEDisable == 0:
+	case attributes&attrSEPTVEDisable == 0 && !p.AllowSEPTVE:
 		return refuse(CheckTDAttributes, "SEPT_VE_DISABLE is not set in attributes %#x", attributes)
 	}
 	return nil

@@ -128,7 +128,7 @@ func (t Tamper) apply(raw []byte, version int) []byte {
 		raw[i] ^= 1
 	}
 	if t == TrailingByte {
-		raw = append(raw, 0)
+		raw = append(raw, '*')
 	}
 	return raw
 }
