@@ -146,8 +146,9 @@ func (c Change) Key() PublicKey {
 
 // Diff returns the changes that turn current into want, in an order that can be applied step by step. A peer whose
 // address a new one takes (a CVM that came back with a new key) is removed immediately before its successor is added,
-// so that packets of the one are never taken for the other's; every other peer that is gone is removed first. Where
-// peers that stay exchange addresses, WireGuard moves the address with the first message: an allowed IP has one owner.
+// so that packets of the one are never taken for the other's; every other peer that is gone is removed first, and peers
+// that stay are updated before new ones are added. Where peers that stay exchange addresses, WireGuard moves the address
+// with the first message: an allowed IP has one owner.
 // A wanted peer without Endpoint does not differ from a current one with any. Both lists must be free of duplicate keys
 // and addresses.
 func Diff(current, want []Peer) []Change {
@@ -159,20 +160,18 @@ func Diff(current, want []Peer) []Change {
 }
 
 func diff(have map[PublicKey]Peer, want []Peer) []Change {
-	var news []Change
-	kept := 0
+	var updates, adds []Change
 	for _, p := range want {
 		was, ok := have[p.Key]
 		switch {
 		case !ok:
-			news = append(news, Change{Op: Add, Peer: p})
-			continue
+			adds = append(adds, Change{Op: Add, Peer: p})
 		case differs(was, p):
-			news = append(news, Change{Op: Update, Was: was, Peer: p})
+			updates = append(updates, Change{Op: Update, Was: was, Peer: p})
 		}
-		kept++
 	}
-	if kept == len(have) {
+	news := slices.Concat(updates, adds)
+	if len(want)-len(adds) == len(have) {
 		return news
 	}
 	return withRemovals(gone(have, want), news)
