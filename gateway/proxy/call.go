@@ -32,6 +32,9 @@ type call struct {
 
 type callKey struct{}
 
+// lastWords is how long a request that was given up may take to say so.
+const lastWords = time.Second
+
 // route decides where the request goes. What net/http's parser leaves open is closed here: a Host field beside :authority must agree with it
 // (RFC 9113 section 8.3.1), :path is a path, and there is no CONNECT.
 func (k *call) route(r *http.Request) (destination, *failure) {
@@ -96,8 +99,8 @@ func (k *call) forward(r *http.Request, name registry.Name, via *httputil.Revers
 	ctx = context.WithValue(context.WithValue(ctx, callKey{}, k), backendKey{}, b)
 	k.idle = startIdler(k.p.cfg.IdleTimeout, func() {
 		cancel(errIdle)
-		// A response that the client does not read blocks in Write, which no context ends.
-		http.NewResponseController(k.w).SetWriteDeadline(time.Now()) //nolint:errcheck // HTTP/2 supports it
+		// A response that the client does not read blocks in Write, which no context ends. The time left is for the error.
+		http.NewResponseController(k.w).SetWriteDeadline(time.Now().Add(lastWords)) //nolint:errcheck // HTTP/2 supports it
 	})
 	defer k.idle.stop()
 	r = r.WithContext(ctx)

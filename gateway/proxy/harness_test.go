@@ -78,7 +78,6 @@ func roots() *x509.CertPool {
 
 // harness is a running proxy with what surrounds it.
 type harness struct {
-	t        testing.TB
 	addr     string
 	snapshot atomic.Pointer[registry.Snapshot]
 	down     sync.Map // registry.InstanceID → any: the tunnel is down
@@ -92,7 +91,7 @@ type dialer = func(context.Context, *registry.Instance, uint16) (net.Conn, error
 // run starts a proxy whose instances are reached at 127.0.0.1 on the very port that a name asks for.
 func run(t testing.TB, change func(*proxy.Config), instances ...registry.Instance) *harness {
 	t.Helper()
-	b := &harness{t: t, done: make(chan error, 1)}
+	b := &harness{done: make(chan error, 1)}
 	b.register(instances...)
 	b.dialWith(func(ctx context.Context, _ *registry.Instance, port uint16) (net.Conn, error) {
 		var d net.Dialer
@@ -158,7 +157,7 @@ func host(id interface{ String() string }, port int, suffix string) string {
 }
 
 // client speaks one HTTP version and nothing else, to the proxy whatever the URL says.
-func (b *harness) client(http2 bool) *http.Client {
+func (b *harness) client(t testing.TB, http2 bool) *http.Client {
 	var protocols http.Protocols
 	protocols.SetHTTP1(!http2)
 	protocols.SetHTTP2(http2)
@@ -169,7 +168,7 @@ func (b *harness) client(http2 bool) *http.Client {
 			return d.DialContext(ctx, "tcp", b.addr)
 		},
 	}
-	b.t.Cleanup(tr.CloseIdleConnections)
+	t.Cleanup(tr.CloseIdleConnections)
 	return &http.Client{
 		Transport: tr, Timeout: 20 * time.Second,
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
@@ -177,14 +176,14 @@ func (b *harness) client(http2 bool) *http.Client {
 }
 
 // tls opens a TLS connection with a server name.
-func (b *harness) tls(name string, protocols ...string) *tls.Conn {
-	b.t.Helper()
+func (b *harness) tls(t testing.TB, name string, protocols ...string) *tls.Conn {
+	t.Helper()
 	c, err := tls.Dial("tcp", b.addr, &tls.Config{RootCAs: roots(), ServerName: name, NextProtos: protocols})
 	if err != nil {
-		b.t.Fatalf("%s: %v", name, err)
+		t.Fatalf("%s: %v", name, err)
 	}
 	c.SetDeadline(time.Now().Add(20 * time.Second))
-	b.t.Cleanup(func() { c.Close() })
+	t.Cleanup(func() { c.Close() })
 	return c
 }
 

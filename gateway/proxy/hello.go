@@ -41,69 +41,72 @@ func readHello(r io.Reader, buf []byte) (raw, message []byte, err error) {
 		raw = make([]byte, 0, maxHello)
 	}
 	for {
-		message, err = assembleHello(raw)
-		if err == nil || !errors.Is(err, io.ErrShortBuffer) {
+		message, need, err := assembleHello(raw)
+		if message != nil || err != nil {
 			return raw, message, err
 		}
-		if len(raw) >= maxHello {
+		if need > maxHello {
 			return raw, nil, errHelloTooLarge
 		}
-		n, err := r.Read(raw[len(raw):maxHello])
-		raw = raw[:len(raw)+n]
-		if n == 0 && err != nil {
-			if err == io.EOF && len(raw) > 0 {
-				err = io.ErrUnexpectedEOF
+		for len(raw) < need {
+			n, err := r.Read(raw[len(raw):maxHello])
+			raw = raw[:len(raw)+n]
+			if n == 0 && err != nil {
+				if err == io.EOF && len(raw) > 0 {
+					err = io.ErrUnexpectedEOF
+				}
+				return raw, nil, err
 			}
-			return raw, nil, err
 		}
 	}
 }
 
-// assembleHello joins the handshake records at the start of raw into the first handshake message. io.ErrShortBuffer means that raw
-// is a good beginning and more is needed. The message aliases raw when one record holds it.
-func assembleHello(raw []byte) ([]byte, error) {
-	var joined []byte
-	for rest := raw; ; {
-		if err := checkRecordHeader(rest); err != nil {
-			return nil, err
-		}
-		size := int(binary.BigEndian.Uint16(rest[3:]))
-		payload := rest[recordHeaderLen:]
-		if len(payload) > size {
-			payload = payload[:size]
-		}
-		if joined == nil {
-			joined = payload[:len(payload):len(payload)]
-		} else {
-			joined = append(joined, payload...)
-		}
-		want, err := helloSize(joined)
+// assembleHello joins the handshake records at the start of raw into the first handshake message. No message and no error mean that
+// raw is a good beginning and worth another look once it has need bytes. The message aliases raw when one record holds it.
+func assembleHello(raw []byte) (message []byte, need int, err error) {
+	for at := 0; ; {
+		size, err := recordSize(raw[at:])
 		if err != nil {
-			return nil, err
+			return nil, 0, err
 		}
-		if want > 0 && len(joined) >= want {
-			return joined[:want], nil
+		if size == 0 {
+			return nil, len(raw) + 1, nil
 		}
-		if len(payload) < size {
-			return nil, io.ErrShortBuffer
+		at += recordHeaderLen
+		payload := raw[at:min(at+size, len(raw))]
+		if message == nil {
+			message = payload[:len(payload):len(payload)]
+		} else {
+			message = append(message, payload...)
 		}
-		rest = rest[recordHeaderLen+size:]
+		at += size
+		want, err := helloSize(message)
+		switch {
+		case err != nil:
+			return nil, 0, err
+		case len(raw) < at:
+			return nil, at, nil
+		case want > 0 && len(message) >= want:
+			return message[:want], 0, nil
+		}
 	}
 }
 
-// checkRecordHeader looks at as much of a record header as there is, so that a stranger is told at the first wrong byte.
-func checkRecordHeader(b []byte) error {
+// recordSize is the size of the handshake record that begins b, without its header, or 0 while the header is not whole. It looks at as
+// much of the header as there is, so that a stranger is told at the first wrong byte.
+func recordSize(b []byte) (int, error) {
 	if len(b) > 0 && b[0] != recordHandshake || len(b) > 1 && b[1] != 3 {
-		return errNotTLS
+		return 0, errNotTLS
 	}
 	if len(b) < recordHeaderLen {
-		return io.ErrShortBuffer
+		return 0, nil
 	}
 	// A handshake record is never empty (RFC 8446 section 5.1): else a stream of nothing could be fed for ever.
-	if size := binary.BigEndian.Uint16(b[3:]); size == 0 || size > maxRecordPayload {
-		return errHelloSyntax
+	size := int(binary.BigEndian.Uint16(b[3:]))
+	if size == 0 || size > maxRecordPayload {
+		return 0, errHelloSyntax
 	}
-	return nil
+	return size, nil
 }
 
 // helloSize is the size of the handshake message that begins b, header included, or 0 while the header is not whole.

@@ -26,6 +26,9 @@ const (
 	HTTP2Only      Reason = "http2_only"             // 505
 	PortDenied     Reason = "port_denied"            // 403
 	Starting       Reason = "gateway_starting"       // 503
+	NotFound       Reason = "not_found"              // 404, on the gateway's own names
+	RateLimited    Reason = "rate_limited"           // 429
+	NoEvidence     Reason = "no_evidence"            // 503
 	Internal       Reason = "gateway_error"          // 500
 	TunnelDown     Reason = "tunnel_down"            // 503
 	AppRefused     Reason = "app_refused"            // 502
@@ -48,6 +51,9 @@ var kinds = map[Reason]struct {
 	HTTP2Only:      {505, "name", "This name speaks only HTTP/2", "Use HTTP/2, or leave the suffix g out of the name."},
 	PortDenied:     {403, "app", "The app does not open this port", "Use a port that the port policy in the app's app-compose.json allows, or allow this one there."},
 	Starting:       {503, "gateway", "The gateway is starting", "Try again in a few seconds; the gateway has not read its registry yet."},
+	NotFound:       {404, "gateway", "Nothing is here", "The gateway itself serves only / and " + AttestationPath + "; an app is reached by its own name."},
+	RateLimited:    {429, "gateway", "Too many requests", "Wait as long as Retry-After says."},
+	NoEvidence:     {503, "gateway", "There is no evidence", "Try again in a minute; if it stays so, the gateway's operator finds the cause in its log. Until then nothing proves what runs here."},
 	Internal:       {500, "gateway", "The gateway made a mistake", "Try again; if it happens again, give the request id to the gateway's operator."},
 	TunnelDown:     {503, "tunnel", "The tunnel to the app is down", "Try again in a minute. If it stays so, check that the app's VM runs and that it can send UDP to the gateway's WireGuard port."},
 	AppRefused:     {502, "app", "The app refused the connection", "Check that the app listens on this port, on all addresses of its VM; another port is addressed as <id>-<port>."},

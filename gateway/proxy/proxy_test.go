@@ -13,7 +13,7 @@ func TestRequestReachesTheApp(t *testing.T) {
 	b := run(t, nil, instance(0xaa, 0x11))
 	protocols(t, func(t *testing.T, http2 bool) {
 		for _, id := range []interface{ String() string }{appID(0xaa), instanceID(0x11), instance(0xaa, 0x11).Compose} {
-			r, err := b.client(http2).Get("https://" + host(id, port, "") + "/a%2Fb?c=d;e")
+			r, err := b.client(t, http2).Get("https://" + host(id, port, "") + "/a%2Fb?c=d;e")
 			if err != nil {
 				t.Fatal(err)
 			}
