@@ -5,7 +5,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"strings"
 )
 
 // AppID names an app: 20 bytes, written as 40 lower-case hex digits. It is the address of the app's contract, or
@@ -82,16 +81,37 @@ func ParseComposeHash(s string) (ComposeHash, error) {
 	if len(s) != base32Len {
 		return h, fmt.Errorf("a compose hash is %d base32 characters, not %d", base32Len, len(s))
 	}
-	// The decoder of the standard library skips line breaks; one of them would shorten the result, which the
-	// length catches.
-	n, err := composeEncoding.Decode(h[:], []byte(strings.ToLower(s)))
-	if err != nil || n != len(h) {
-		return ComposeHash{}, errors.New("a compose hash has only the characters a-z and 2-7")
+	// Not encoding/base32: it skips line breaks, ignores surplus bits and allocates.
+	var bits uint16
+	held, n := 0, 0
+	for i := range len(s) {
+		digit, ok := base32Digit(s[i])
+		if !ok {
+			return ComposeHash{}, errors.New("a compose hash has only the characters a-z and 2-7")
+		}
+		bits, held = bits<<5|uint16(digit), held+5
+		if held >= 8 {
+			held -= 8
+			h[n] = byte(bits >> held)
+			bits, n = bits&(1<<held-1), n+1
+		}
 	}
-	if last := s[len(s)-1] | 0x20; last != 'a' && last != 'q' {
+	if bits != 0 {
 		return ComposeHash{}, errors.New("a compose hash in base32 ends with a or q: its last four bits are zero")
 	}
 	return h, nil
+}
+
+func base32Digit(c byte) (byte, bool) {
+	switch {
+	case 'a' <= c && c <= 'z':
+		return c - 'a', true
+	case 'A' <= c && c <= 'Z':
+		return c - 'A', true
+	case '2' <= c && c <= '7':
+		return c - '2' + 26, true
+	}
+	return 0, false
 }
 
 func parseHex(s string) ([20]byte, error) {

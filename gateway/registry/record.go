@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -15,7 +16,8 @@ import (
 // recordVersion is the version of the records that this program reads and writes.
 const recordVersion = 1
 
-// record is how an [Instance] is stored.
+// record is how an [Instance] is stored: this as one line of JSON, a line feed, and the evidence as it is, which is by
+// far the largest part and would cost a node with many instances minutes of decoding at its start.
 type record struct {
 	Version      int             `json:"version"`
 	ID           InstanceID      `json:"instance_id"`
@@ -25,7 +27,6 @@ type record struct {
 	Addr         netip.Addr      `json:"address"`
 	Ports        *portsRecord    `json:"port_policy"`
 	Identity     string          `json:"identity"`
-	Evidence     ratls.Base64    `json:"evidence"`
 	EvidenceAt   time.Time       `json:"evidence_at"`
 	RegisteredAt time.Time       `json:"registered_at"`
 	Info         json.RawMessage `json:"app_info"`
@@ -60,7 +61,7 @@ func encode(inst *Instance) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	return json.Marshal(record{
+	line, err := json.Marshal(record{
 		Version:      recordVersion,
 		ID:           inst.ID,
 		App:          inst.App,
@@ -69,18 +70,25 @@ func encode(inst *Instance) ([]byte, error) {
 		Addr:         inst.Addr,
 		Ports:        encodePorts(inst.Ports),
 		Identity:     inst.Identity,
-		Evidence:     inst.Evidence,
 		EvidenceAt:   inst.EvidenceAt.UTC().Truncate(time.Second),
 		RegisteredAt: inst.RegisteredAt.UTC().Truncate(time.Second),
 		Info:         info,
 	})
+	if err != nil {
+		return nil, err
+	}
+	return append(append(line, '\n'), inst.Evidence...), nil
 }
 
 // decode reads the record of an instance. Records come from nodes of this cluster and nobody else, but a newer or a
 // broken program may have written one.
 func decode(data []byte) (*Instance, error) {
+	line, evidence, ok := bytes.Cut(data, []byte{'\n'})
+	if !ok {
+		return nil, errors.New("no line feed")
+	}
 	var r record
-	if err := strict(data, &r, &r.Version); err != nil {
+	if err := strict(line, &r); err != nil {
 		return nil, err
 	}
 	inst := &Instance{
@@ -92,8 +100,8 @@ func decode(data []byte) (*Instance, error) {
 		EvidenceAt:   r.EvidenceAt,
 		RegisteredAt: r.RegisteredAt,
 	}
-	if len(r.Evidence) > 0 {
-		inst.Evidence = r.Evidence
+	if len(evidence) > 0 {
+		inst.Evidence = evidence
 	}
 	// Whether the key is a good one was decided when it was registered; deciding it again costs a multiplication on
 	// the curve for every record.
@@ -138,34 +146,37 @@ func decodePorts(r *portsRecord) (*PortPolicy, error) {
 
 func decodeOwner(data []byte) (InstanceID, error) {
 	var r ownerRecord
-	err := strict(data, &r, &r.Version)
+	err := strict(data, &r)
 	return r.ID, err
 }
 
 func decodeChallenge(data []byte) (challengeRecord, error) {
 	var r challengeRecord
-	err := strict(data, &r, &r.Version)
+	err := strict(data, &r)
 	if err == nil {
 		err = checkChallenge(r.Name, r.Value)
 	}
 	return r, err
 }
 
-// strict decodes a record whose version ends up in version. The version is looked at first: of a newer one everything
-// else may differ.
-func strict(data []byte, into any, version *int) error {
+// strict decodes a record. Of a newer version everything may differ, so that is looked at first where something is
+// wrong.
+func strict(data []byte, into versioned) error {
+	err := ratls.DecodeStrict(data, store.MaxValue, false, into)
+	if err == nil && into.version() == recordVersion {
+		return nil
+	}
 	var head struct {
 		Version int `json:"version"`
 	}
-	if err := json.Unmarshal(data, &head); err != nil {
-		return err
-	}
-	if head.Version != recordVersion {
+	if json.Unmarshal(data, &head) == nil && head.Version != recordVersion {
 		return fmt.Errorf("record of version %d, this program knows %d", head.Version, recordVersion)
 	}
-	if err := ratls.DecodeStrict(data, store.MaxValue, false, into); err != nil {
-		return err
-	}
-	*version = head.Version
-	return nil
+	return err
 }
+
+type versioned interface{ version() int }
+
+func (r *record) version() int          { return r.Version }
+func (r *ownerRecord) version() int     { return r.Version }
+func (r *challengeRecord) version() int { return r.Version }
