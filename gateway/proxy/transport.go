@@ -161,6 +161,9 @@ func rewrite(pr *httputil.ProxyRequest) {
 		Scheme: "http", Host: b.name.ID + "-" + strconv.FormatUint(b.seq, 10), Path: in.Path, RawPath: in.RawPath, RawQuery: in.RawQuery, ForceQuery: in.ForceQuery,
 	}
 	pr.Out.Host = pr.In.Host
+	// The server fills this very map when the body ends, with what it has the names of.
+	h1.Strip(pr.In.Trailer)
+	pr.Out.Trailer = pr.In.Trailer
 	h1.Rewrite(pr.Out.Header, k.c.client, "https", pr.In.Host, k.id)
 }
 

@@ -10,11 +10,7 @@ import (
 // belong to one connection and those that only a gateway may set, look-alikes included, and then sets the latter. TE is left, and framing is
 // the business of whoever sends the request. The authority must be a checked host and port.
 func Rewrite(h http.Header, client netip.AddrPort, proto, authority, requestID string) {
-	for name := range h {
-		if c := classify([]byte(name)); c != ordinary && c != te {
-			delete(h, name)
-		}
-	}
+	Strip(h)
 	id := newIdentity(client, proto)
 	for line := range strings.Lines(string(id.fields)) {
 		setLine(h, line)
@@ -22,6 +18,15 @@ func Rewrite(h http.Header, client netip.AddrPort, proto, authority, requestID s
 	setLine(h, string(id.forwarded)+authority+`"`)
 	h["X-Forwarded-Host"] = []string{authority}
 	h["X-Request-Id"] = []string{requestID}
+}
+
+// Strip does the first half of Rewrite, which is all that trailers need.
+func Strip(h http.Header) {
+	for name := range h {
+		if c := classify([]byte(name)); c != ordinary && c != te {
+			delete(h, name)
+		}
+	}
 }
 
 func setLine(h http.Header, line string) {
