@@ -46,6 +46,9 @@ func classify(name []byte) class {
 
 // known classifies a normalised name, of which norm is the beginning.
 func known(norm []byte, length int) class {
+	if length == 0 {
+		return ordinary
+	}
 	switch norm[0] {
 	case 'c', 'e', 'f', 'h', 'k', 'p', 't', 'u', 'x':
 	default:

@@ -285,3 +285,19 @@ func TestRelayServesPipelinedRequestsInOrder(t *testing.T) {
 		t.Errorf("the app saw %d connections, want 1", n)
 	}
 }
+
+var noDeadline time.Time
+
+// discard reads a response and counts its body.
+func (c *client) discard(t testing.TB) (status int, body int64) {
+	t.Helper()
+	resp, err := http.ReadResponse(c.r, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	body, err = io.Copy(io.Discard, resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return resp.StatusCode, body
+}
