@@ -70,7 +70,7 @@ func BenchmarkHandshake(b *testing.B) {
 func pair(b *testing.B) *tunnel.Tunnel {
 	gw, cvm := openGateway(b), openCVM(b, "10.0.0.2")
 	reconcile(b, gw, peer(cvm))
-	reconcile(b, cvm, reachable(gw))
+	connect(b, cvm, gw)
 	serveEcho(b, cvm, 80, "")
 	return gw
 }

@@ -122,7 +122,7 @@ func TestListenIsForTheInsideOnly(t *testing.T) {
 func TestCloseWithOpenConnections(t *testing.T) {
 	gw, cvm := openGateway(t), openCVM(t, "10.0.0.2")
 	reconcile(t, gw, peer(cvm))
-	reconcile(t, cvm, reachable(gw))
+	connect(t, cvm, gw)
 	serveEcho(t, cvm, 80, "")
 	c, err := gw.DialContext(t.Context(), "tcp", "10.0.0.2:80")
 	if err != nil {

@@ -46,8 +46,23 @@ func (l *link) setUp() error {
 // dial binds to this end's address: if the interface is gone, so is the address, and the dial fails instead of leaving
 // by another way.
 func (l *link) dial(ctx context.Context, to netip.AddrPort) (net.Conn, error) {
-	d := net.Dialer{LocalAddr: &net.TCPAddr{IP: l.local.Addr().AsSlice()}}
+	d := net.Dialer{LocalAddr: &net.TCPAddr{IP: l.local.Addr().AsSlice()}, Control: latePort}
 	return d.DialContext(ctx, "tcp", to.String())
+}
+
+// latePort lets the kernel choose the port when it connects, not when it binds: then two connections to different
+// destinations can share one, and their number is not limited to some 28000 for the whole gateway (ip(7)).
+func latePort(_, _ string, c syscall.RawConn) error {
+	var err error
+	if cerr := c.Control(func(fd uintptr) {
+		err = unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_BIND_ADDRESS_NO_PORT, 1)
+	}); cerr != nil {
+		return cerr
+	}
+	if err != nil {
+		return fmt.Errorf("IP_BIND_ADDRESS_NO_PORT: %w", err)
+	}
+	return nil
 }
 
 func (l *link) listen(at netip.AddrPort) (net.Listener, error) {

@@ -198,8 +198,9 @@ func (t *netTUN) BatchSize() int           { return netBatch }
 // dial connects to a. The errors that callers tell apart are those of package syscall, as with a kernel socket.
 func (t *netTUN) dial(ctx context.Context, a netip.AddrPort) (net.Conn, error) {
 	to, proto := t.fullAddress(a)
-	from, _ := t.fullAddress(netip.AddrPortFrom(t.local, 0))
-	c, err := gonet.DialTCPWithBind(ctx, t.stack, from, to, proto)
+	// The source is the only address there is. Binding it first would make its ports few: one for each connection,
+	// instead of one for each connection to the same destination.
+	c, err := gonet.DialContextTCP(ctx, t.stack, to, proto)
 	if err != nil {
 		return nil, &net.OpError{Op: "dial", Net: "tcp", Addr: net.TCPAddrFromAddrPort(a), Err: stackError(ctx, err)}
 	}

@@ -9,8 +9,8 @@ import (
 // ErrPoolExhausted says that every address of a pool is in use or reserved.
 var ErrPoolExhausted = errors.New("no free address in the pool")
 
-// poolScan bounds the search of one allocation: more addresses in use than any device can have peers (65536).
-const poolScan = 1 << 20
+// poolScan bounds the search of one allocation: twice the peers that a device can have.
+const poolScan = 2 << 16
 
 // Pool is the set of addresses that are given to peers: a prefix without its network and broadcast address and
 // without the reserved prefixes. It holds no state, so it can be copied and used concurrently. The zero value is empty.

@@ -8,7 +8,6 @@ import (
 	"maps"
 	"net"
 	"net/netip"
-	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -17,102 +16,8 @@ import (
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 )
 
-const (
-	// DefaultMTU is what is left of 1500 octets by the larger of the headers: IPv6, UDP and WireGuard.
-	DefaultMTU = 1420
-	// DefaultName is the interface of a dstack CVM (dstack 0.6 dstack-util/src/system_setup.rs).
-	DefaultName = "dstack-wg0"
-	// DefaultHandshakeInterval is how often dstack's gateway looks (dstack 0.6 gateway/src/main_service.rs).
-	DefaultHandshakeInterval = 10 * time.Second
-)
-
 // ErrNoPeer says that no peer has the address that was dialed.
 var ErrNoPeer = errors.New("no peer of the tunnel has this address")
-
-// Config says what a Tunnel is. PrivateKey and Address are required.
-type Config struct {
-	// Device is "kernel", "tun", "netstack", or "auto": the first of the three, in this order, that the system and the
-	// privileges of the process allow. "" is "auto".
-	Device string
-	// Name is the interface of a kernel or TUN device, at most 15 characters; "" is DefaultName. A WireGuard interface
-	// of the kernel that has the name already is taken over with its peers; Reconcile removes those not wanted.
-	Name string
-	// PrivateKey is this end's key.
-	PrivateKey PrivateKey
-	// Listen is the UDP address of the tunnel's outside. Port 0 and the zero value let the system choose; an unspecified
-	// address listens on every address of both families. The kernel device always does.
-	Listen netip.AddrPort
-	// Address is this end's address inside the tunnel with the prefix in which peers are reached; peers outside of the
-	// prefix get a host route of their own.
-	Address netip.Prefix
-	// MTU of the inside; 0 is DefaultMTU.
-	MTU int
-	// Inbound lets peers open connections to this end, as a CVM needs. Without it Listen refuses, and the netstack and
-	// TUN devices drop everything but answers. A kernel device can't filter: its owner's firewall must.
-	Inbound bool
-	// HandshakeInterval is how often Run reads the handshakes; 0 is DefaultHandshakeInterval.
-	HandshakeInterval time.Duration
-	// Logger may be nil.
-	Logger *slog.Logger
-}
-
-// check fills in the defaults and reports every fault.
-func (c *Config) check() error {
-	var faults []error
-	fault := func(format string, args ...any) { faults = append(faults, fmt.Errorf(format, args...)) }
-	if c.Device == "" {
-		c.Device = auto
-	}
-	if c.Device != auto && !slices.ContainsFunc(openers, func(o opener) bool { return o.name == c.Device }) {
-		fault("device %q: want auto, kernel, tun or netstack", c.Device)
-	}
-	if c.Name == "" {
-		c.Name = DefaultName
-	}
-	if !validName(c.Name) {
-		fault("name %q: want 1 to 15 letters, digits, '-', '_' or '.', not starting with '.'", c.Name)
-	}
-	if c.PrivateKey == (PrivateKey{}) {
-		fault("private key: not set")
-	}
-	if !c.Address.IsValid() {
-		fault("address: not set; want this end's address with its prefix length, like 10.0.0.1/24")
-	} else if err := checkUnicast(c.Address.Addr()); err != nil {
-		fault("address %v: %w", c.Address, err)
-	}
-	if a := c.Listen.Addr(); a.Zone() != "" || a.IsMulticast() {
-		fault("listen %v: not an address to listen on", c.Listen)
-	}
-	if c.MTU == 0 {
-		c.MTU = DefaultMTU
-	}
-	if c.MTU < 1280 || c.MTU > 9000 {
-		fault("mtu %d: want 1280 to 9000", c.MTU)
-	}
-	if c.HandshakeInterval == 0 {
-		c.HandshakeInterval = DefaultHandshakeInterval
-	}
-	if c.HandshakeInterval < 0 {
-		fault("handshake interval %v: want a positive duration", c.HandshakeInterval)
-	}
-	if c.Logger == nil {
-		c.Logger = slog.New(slog.DiscardHandler)
-	}
-	return errors.Join(faults...)
-}
-
-func validName(s string) bool {
-	if s == "" || len(s) > 15 || s[0] == '.' {
-		return false
-	}
-	for _, r := range s {
-		letter := 'a' <= r && r <= 'z' || 'A' <= r && r <= 'Z' || '0' <= r && r <= '9'
-		if !letter && r != '-' && r != '_' && r != '.' {
-			return false
-		}
-	}
-	return true
-}
 
 // Tunnel is one WireGuard interface. Its methods can be called concurrently.
 type Tunnel struct {
@@ -286,10 +191,18 @@ func (t *Tunnel) apply(ctx context.Context, changes []Change) error {
 	return errors.Join(faults...)
 }
 
+// applyOne makes one change on the device and then in the tables. The route to a new address comes first: if it can't
+// be made, the peer stays as it was and the change is tried again by the next Poll.
 func (t *Tunnel) applyOne(c Change) error {
+	moved := c.Was.Addr != c.Peer.Addr
 	if c.Op != Remove {
 		if err := c.Peer.check(); err != nil {
 			return err
+		}
+		if moved && !t.address.Contains(c.Peer.Addr) {
+			if err := t.device.route(c.Peer.Addr, true); err != nil {
+				return err
+			}
 		}
 	}
 	msg := wgtypes.Config{Peers: []wgtypes.PeerConfig{c.message()}}
@@ -300,27 +213,13 @@ func (t *Tunnel) applyOne(c Change) error {
 		delete(t.peers, c.Was.Key)
 	} else {
 		t.peers[c.Peer.Key] = c.Peer
-	}
-	return t.readdress(c)
-}
-
-// readdress keeps the table of addresses and the host routes in step with a change that the device has made.
-func (t *Tunnel) readdress(c Change) error {
-	if c.Was.Addr == c.Peer.Addr {
-		return nil
-	}
-	var faults []error
-	// A successor may hold the old address already, if peers exchange theirs.
-	if c.Was.Addr.IsValid() && t.addrs.CompareAndDelete(c.Was.Addr, c.Was.Key) && !t.address.Contains(c.Was.Addr) {
-		faults = append(faults, t.device.route(c.Was.Addr, false))
-	}
-	if c.Peer.Addr.IsValid() {
 		t.addrs.Store(c.Peer.Addr, c.Peer.Key)
-		if !t.address.Contains(c.Peer.Addr) {
-			faults = append(faults, t.device.route(c.Peer.Addr, true))
-		}
 	}
-	return errors.Join(faults...)
+	// A successor may hold the old address already, if peers exchange theirs.
+	if moved && t.addrs.CompareAndDelete(c.Was.Addr, c.Was.Key) && !t.address.Contains(c.Was.Addr) {
+		return t.device.route(c.Was.Addr, false)
+	}
+	return nil
 }
 
 // forgetHandshakes drops the handshakes of peers that are gone, so that a key that comes back starts anew.

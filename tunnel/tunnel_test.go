@@ -147,7 +147,7 @@ func TestTunnelsCarryTCPBothWays(t *testing.T) {
 			gw := open(t, tunnel.Config{Address: netip.MustParsePrefix(tc.gateway)})
 			cvm := open(t, tunnel.Config{Address: netip.MustParsePrefix(tc.cvm), Inbound: true})
 			reconcile(t, gw, peer(cvm))
-			reconcile(t, cvm, reachable(gw))
+			connect(t, cvm, gw)
 			serveEcho(t, cvm, 8080, "app:")
 
 			big := strings.Repeat("0123456789abcdef", 1<<16) // 1 MiB
@@ -179,6 +179,15 @@ func TestHandshakesAppearInTheSnapshotAndGoWithThePeer(t *testing.T) {
 	if at, ok := gw.Handshake(cvm.PublicKey()); ok {
 		t.Errorf("handshake %v of a peer that was removed", at)
 	}
+}
+
+// connect gives cvm the gateway as its peer and waits until the two have a session. Packets that both send first can
+// cross, and then WireGuard waits five seconds before it tries again.
+func connect(t testing.TB, cvm, gw *tunnel.Tunnel) {
+	t.Helper()
+	reconcile(t, cvm, reachable(gw))
+	waitHandshake(t, gw, cvm.PublicKey())
+	waitHandshake(t, cvm, gw.PublicKey())
 }
 
 func waitHandshake(t testing.TB, tun *tunnel.Tunnel, key tunnel.PublicKey) {
@@ -237,7 +246,7 @@ func TestRunEndsWithTheTunnel(t *testing.T) {
 func TestARefusedConnectionIsToldAsSuch(t *testing.T) {
 	gw, cvm := openGateway(t), openCVM(t, "10.0.0.2")
 	reconcile(t, gw, peer(cvm))
-	reconcile(t, cvm, reachable(gw))
+	connect(t, cvm, gw)
 	_, err := exchange(t.Context(), gw, "10.0.0.2:8080", "")
 	if !errors.Is(err, syscall.ECONNREFUSED) {
 		t.Errorf("got %v, want ECONNREFUSED", err)
@@ -297,9 +306,8 @@ func TestAPeerCannotSpeakFromTheAddressOfAnother(t *testing.T) {
 	honest, thief := openCVM(t, "10.0.0.2"), openCVM(t, "10.0.0.2")
 	// The host knows the thief by another address than the one it uses.
 	reconcile(t, host, peer(honest), tunnel.Peer{Key: thief.PublicKey(), Addr: netip.MustParseAddr("10.0.0.3")})
-	reconcile(t, honest, reachable(host))
-	reconcile(t, thief, reachable(host))
-	waitHandshake(t, host, thief.PublicKey())
+	connect(t, honest, host)
+	connect(t, thief, host)
 
 	if got, err := exchange(t.Context(), honest, "10.0.0.1:80", "hi"); err != nil || got != "host:hi" {
 		t.Errorf("the owner of the address: %q, %v", got, err)

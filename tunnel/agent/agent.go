@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"time"
 
 	"dstack.host/tunnel"
@@ -82,6 +83,9 @@ func New(cfg Config) (*Agent, error) {
 	}
 	if cfg.PrivateKey == (tunnel.PrivateKey{}) {
 		faults = append(faults, errors.New("private key: not set"))
+	}
+	if cfg.Ports != nil && slices.ContainsFunc(cfg.Ports.Ports, func(p Port) bool { return p.Port == 0 }) {
+		faults = append(faults, errors.New("ports: port must be between 1 and 65535"))
 	}
 	for _, d := range []time.Duration{
 		cfg.Timing.Poll, cfg.Timing.Refresh, cfg.Timing.Stale, cfg.Timing.Retry, cfg.Timing.MaxRetry,
