@@ -52,6 +52,7 @@ func (c *cluster) start(t *testing.T, address string) {
 	config.ClientAutoTLS = c.tls
 	config.EnableGRPCGateway = false
 	config.TickMs, config.ElectionMs = 20, 200
+	config.BcryptCost = 4 // for speed
 	var err error
 	if c.etcd, err = embed.StartEtcd(config); err != nil {
 		t.Fatal(err)
@@ -85,7 +86,7 @@ func (c *cluster) open(t *testing.T, change ...func(*store.Config)) *store.Store
 	return open(t, append([]func(*store.Config){func(config *store.Config) {
 		config.DataDir = ""
 		config.Endpoints = []string{c.endpoint}
-		config.Timeout = time.Second
+		config.Timeout = 5 * time.Second
 	}}, change...)...)
 }
 
@@ -156,7 +157,8 @@ func TestExternalClusterWithTLSAndPassword(t *testing.T) {
 
 func TestClusterThatIsAwayIsUnavailableAndComesBack(t *testing.T) {
 	c := startCluster(t, "http")
-	a, b := c.open(t), c.open(t)
+	short := func(config *store.Config) { config.Timeout = 300 * time.Millisecond }
+	a, b := c.open(t, short), c.open(t, short)
 	w := watch(t, a, "")
 	commit(t, a, store.Put("x", []byte("1")))
 	w.until(t, map[string]string{"x": "1"})
@@ -172,9 +174,9 @@ func TestClusterThatIsAwayIsUnavailableAndComesBack(t *testing.T) {
 	_, err = a.Lock(t.Context(), "x")
 	wantError(t, err, store.ErrUnavailable)
 	wantError(t, a.Ping(t.Context()), store.ErrUnavailable)
-	short, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
 	defer cancel()
-	_, err = a.Get(short, "x")
+	_, err = a.Get(ctx, "x")
 	wantError(t, err, store.ErrUnavailable)
 	if took := time.Since(start); took > 15*time.Second {
 		t.Errorf("took %v", took)

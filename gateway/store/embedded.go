@@ -20,7 +20,7 @@ const (
 	quota = 8 << 30 // the most that etcd recommends
 
 	// An embedded etcd has one member and elects nobody, so it need not wait long before it votes for itself.
-	tick     = 20 // ms
+	tick     = 50 // ms
 	election = 10 * tick
 
 	maintainEvery = 10 * time.Minute

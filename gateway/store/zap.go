@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"runtime"
+	"strings"
 
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
@@ -40,12 +41,18 @@ func (c zapCore) Enabled(l zapcore.Level) bool {
 	return c.log.Enabled(context.Background(), slogLevel(l))
 }
 
+// pointless picks what etcd warns of at every start, and what does not concern a server without sockets and users.
+func pointless(message string) bool {
+	return strings.HasPrefix(message, "Running http and grpc server on single port") ||
+		message == "simple token is not cryptographically signed"
+}
+
 func (c zapCore) With(fields []zapcore.Field) zapcore.Core {
 	return zapCore{c.log.With(attrs(fields)...)}
 }
 
 func (c zapCore) Check(e zapcore.Entry, ce *zapcore.CheckedEntry) *zapcore.CheckedEntry {
-	if c.Enabled(e.Level) {
+	if c.Enabled(e.Level) && !pointless(e.Message) {
 		return ce.AddCore(e, c)
 	}
 	return ce
