@@ -68,9 +68,8 @@ func ServedCertificate(ctx context.Context) *tls.Certificate {
 	return nil
 }
 
-// serve is the whole life of one connection. ctx ends when it must be cut.
+// serve is the whole life of one connection, which is counted in p.open. ctx ends when it must be cut.
 func (p *Proxy) serve(ctx context.Context, tcp net.Conn) {
-	p.open.Add(1)
 	defer p.open.Add(-1)
 	c := p.newConn(tcp)
 	defer c.Close()
@@ -103,7 +102,7 @@ func (p *Proxy) greet(c *conn) (hello, *refusal) {
 	stop := context.AfterFunc(p.drain, func() { c.SetReadDeadline(time.Unix(1, 0)) }) //nolint:errcheck // a dead connection fails the read
 	defer stop()
 	c.SetReadDeadline(time.Now().Add(p.cfg.HelloTimeout)) //nolint:errcheck // likewise
-	raw, message, err := readHello(c.Conn, nil)
+	raw, message, err := readHello(c.Conn)
 	if err != nil {
 		return hello{}, refusalOf(raw, err)
 	}

@@ -4,9 +4,9 @@ import (
 	"context"
 	"io"
 	"net"
-	"net/netip"
 	"time"
 
+	"dstack.host/gateway/proxy/h1"
 	"dstack.host/gateway/registry"
 )
 
@@ -39,7 +39,7 @@ func Hop(r Reason) string { return kinds[r].hop }
 
 // Hello reads and parses one ClientHello.
 func Hello(r io.Reader) (serverName string, protocols []string, raw []byte, err error) {
-	raw, message, err := readHello(r, nil)
+	raw, message, err := readHello(r)
 	if err != nil {
 		return "", nil, raw, err
 	}
@@ -65,6 +65,15 @@ func Decide(bases []string, authority, path string, http2 bool) (string, registr
 	return "app", d.name
 }
 
+// Route makes the HTTP/1.1 routing of one connection.
+func (p *Proxy) Route() func(*h1.Request) h1.Backend {
+	s := &session{c: &conn{p: p}}
+	return func(r *h1.Request) h1.Backend {
+		b, _ := s.Route(context.Background(), r)
+		return b
+	}
+}
+
 // Splice is splice.
 func Splice(ctx context.Context, client, app net.Conn, idle time.Duration) (received, sent int64, err error) {
 	return splice(ctx, client, app, idle)
@@ -72,6 +81,3 @@ func Splice(ctx context.Context, client, app net.Conn, idle time.Duration) (rece
 
 // ListenOn replaces the listener of a Proxy that does not run yet.
 func (p *Proxy) ListenOn(wrap func(net.Listener) net.Listener) { p.listener = wrap(p.listener) }
-
-// LocalAddr is a client address for tests.
-func LocalAddr(s string) netip.AddrPort { return netip.MustParseAddrPort(s) }

@@ -8,6 +8,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"errors"
 	"io"
 	"math/big"
 	"net"
@@ -95,12 +96,12 @@ func run(t testing.TB, change func(*proxy.Config), instances ...registry.Instanc
 	b.register(instances...)
 	b.dialWith(func(ctx context.Context, _ *registry.Instance, port uint16) (net.Conn, error) {
 		var d net.Dialer
-		return d.DialContext(ctx, "tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(int(port))))
+		return d.DialContext(ctx, "tcp", loopback(int(port)))
 	})
 	cert := certificate(t, base, "*."+base)
 	cfg := proxy.Config{
 		Listen: "127.0.0.1:0", Bases: []string{base},
-		Certificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return cert, nil },
+		Certificate: certificateOf(cert),
 		Registry:    b.snapshot.Load,
 		Dial: func(ctx context.Context, i *registry.Instance, port uint16) (net.Conn, error) {
 			return (*b.dial.Load())(ctx, i, port)
@@ -136,6 +137,16 @@ func run(t testing.TB, change func(*proxy.Config), instances ...registry.Instanc
 	t.Cleanup(b.stop)
 	return b
 }
+
+func certificateOf(cert *tls.Certificate) func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+	return func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return cert, nil }
+}
+
+func noDial(context.Context, *registry.Instance, uint16) (net.Conn, error) {
+	return nil, errors.New("no")
+}
+
+func loopback(port int) string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(port)) }
 
 func (b *harness) register(instances ...registry.Instance) {
 	b.snapshot.Store(registry.NewSnapshot(1, instances, nil))

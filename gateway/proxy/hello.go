@@ -10,6 +10,9 @@ import (
 // post-quantum key share; nothing legitimate comes near 16 KiB.
 const maxHello = 16 << 10
 
+// usualHello is what a browser's ClientHello fits in.
+const usualHello = 2 << 10
+
 const (
 	recordHeaderLen    = 5
 	handshakeHeaderLen = 4
@@ -32,14 +35,11 @@ type hello struct {
 	protocols  []string // ALPN, as offered
 }
 
-// readHello reads from r until buf holds one whole ClientHello, however it is spread over records and segments. It returns every
-// byte it read (a little more than the message may have come along) and the message within, without record headers. On an error
-// the bytes read so far are returned too.
-func readHello(r io.Reader, buf []byte) (raw, message []byte, err error) {
-	raw = buf[:0]
-	if cap(raw) < maxHello {
-		raw = make([]byte, 0, maxHello)
-	}
+// readHello reads from r until it has one whole ClientHello, however it is spread over records and segments. It returns every byte it
+// read (a little more than the message may have come along) and the message within, without record headers. On an error the bytes read
+// so far are returned too. A client that says little costs little memory: the buffer begins at usualHello and grows with what arrives.
+func readHello(r io.Reader) (raw, message []byte, err error) {
+	raw = make([]byte, 0, usualHello)
 	for {
 		message, need, err := assembleHello(raw)
 		if message != nil || err != nil {
@@ -49,7 +49,10 @@ func readHello(r io.Reader, buf []byte) (raw, message []byte, err error) {
 			return raw, nil, errHelloTooLarge
 		}
 		for len(raw) < need {
-			n, err := r.Read(raw[len(raw):maxHello])
+			if len(raw) == cap(raw) {
+				raw = append(make([]byte, 0, min(2*cap(raw), maxHello)), raw...)
+			}
+			n, err := r.Read(raw[len(raw):cap(raw)])
 			raw = raw[:len(raw)+n]
 			if n == 0 && err != nil {
 				if err == io.EOF && len(raw) > 0 {

@@ -182,19 +182,19 @@ const (
 	maxBackOff = time.Second
 )
 
-// accept calls serve for each new connection until the listener is closed.
+// accept calls serve for each new connection, counted in p.open, until the listener is closed.
 func (p *Proxy) accept(ctx context.Context, serve func(net.Conn)) error {
-	backOff := minBackOff
+	backOff, full := minBackOff, false
 	for {
 		c, err := p.listener.Accept()
 		switch {
 		case err == nil:
 			backOff = minBackOff
-			if p.open.Load() >= int64(p.cfg.MaxConnections) {
-				p.log.Warn("connection closed unread: too many are open", "limit", p.cfg.MaxConnections)
+			if full = p.full(full); full {
 				c.Close()
 				continue
 			}
+			p.open.Add(1)
 			serve(c)
 		case ctx.Err() != nil:
 			return nil
@@ -210,4 +210,13 @@ func (p *Proxy) accept(ctx context.Context, serve func(net.Conn)) error {
 			backOff = min(2*backOff, maxBackOff)
 		}
 	}
+}
+
+// full reports whether no more connections are taken, and says so once each time that begins.
+func (p *Proxy) full(before bool) bool {
+	now := p.open.Load() >= int64(p.cfg.MaxConnections)
+	if now && !before {
+		p.log.Warn("new connections are closed unread: too many are open", "limit", p.cfg.MaxConnections)
+	}
+	return now
 }

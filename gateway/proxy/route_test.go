@@ -136,6 +136,24 @@ func TestAuthorityIsParsedStrictly(t *testing.T) {
 	}
 }
 
+func FuzzAuthority(f *testing.F) {
+	for _, s := range []string{"a.example", "A.example:443", "[::1]:80", "a@b", "a.", "a:65536", ""} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		host, err := proxy.ParseAuthority(s)
+		if err != nil {
+			if err != proxy.ErrAuthority && err != proxy.ErrForeign {
+				t.Fatalf("%q: %v", s, err)
+			}
+			return
+		}
+		if again, err := proxy.ParseAuthority(host); err != nil || again != host || !strings.EqualFold(host, s[:len(host)]) {
+			t.Fatalf("%q: %q, then %q %v", s, host, again, err)
+		}
+	})
+}
+
 func TestDecision(t *testing.T) {
 	const id = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"
 	compose := strings.Repeat("a", 52)
