@@ -153,14 +153,17 @@ func (c *conn) await() error {
 		return nil
 	}
 	c.release()
-	if !c.phase.CompareAndSwap(busy, waiting) {
-		return io.EOF
-	}
 	timeout := c.cfg.IdleTimeout
 	if c.served == 0 {
 		timeout = c.cfg.HeadTimeout
 	}
-	n, err := c.client.read(c.first[:], timeout)
+	if err := c.client.allowRead(timeout); err != nil {
+		return err
+	}
+	if !c.phase.CompareAndSwap(busy, waiting) { // from here on drain moves the deadline
+		return io.EOF
+	}
+	n, err := c.client.Read(c.first[:])
 	c.phase.CompareAndSwap(waiting, busy)
 	if n == 0 {
 		if err == nil {

@@ -2,6 +2,7 @@ package h1
 
 import (
 	"bytes"
+	"net"
 	"net/netip"
 )
 
@@ -56,3 +57,6 @@ func Body(raw []byte, sizes ...int) (framed []byte, n int, done bool, err error)
 	}
 	return framed, n, b.ended, nil
 }
+
+// Quiet reports whether the relay takes an idle connection to the app for usable.
+func Quiet(c net.Conn) bool { return (&wire{Conn: c}).quiet() }

@@ -159,9 +159,12 @@ func (c *conn) responseHead(u *upload) *Error {
 	for {
 		if !x.up.empty() {
 			done, err := x.resp.lines.scan(x.up.unread(), c.cfg.HeadLimit, c.cfg.Fields)
-			if done {
+			switch {
+			case done:
 				x.up.r += x.resp.lines.end
 				err = x.resp.interpret()
+			case err == nil && x.resp.lines.begun(): // what speaks no HTTP may never end its head
+				err = x.resp.statusLine(x.resp.lines.bytes(x.resp.lines.start))
 			}
 			if err != nil {
 				return appFault(err)

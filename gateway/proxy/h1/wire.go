@@ -16,12 +16,18 @@ type wire struct {
 }
 
 func (w *wire) read(p []byte, timeout time.Duration) (int, error) {
-	if stale(&w.readBy, timeout) {
-		if err := w.SetReadDeadline(w.readBy); err != nil {
-			return 0, err
-		}
+	if err := w.allowRead(timeout); err != nil {
+		return 0, err
 	}
 	return w.Read(p)
+}
+
+// allowRead gives the next Read its time.
+func (w *wire) allowRead(timeout time.Duration) error {
+	if stale(&w.readBy, timeout) {
+		return w.SetReadDeadline(w.readBy)
+	}
+	return nil
 }
 
 // readUntil reads with a fixed deadline.
