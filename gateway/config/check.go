@@ -101,6 +101,9 @@ func (c *Config) checkTunnel(f *Faults) {
 
 // checkEndpoint demands what dstack guests can parse: they split the endpoint at its first colon.
 func (c *Config) checkEndpoint(f *Faults) {
+	if listen := c.Tunnel.Listen.Addr(); c.Tunnel.Endpoint == "" && listen.Is4() && !listen.IsUnspecified() {
+		return // the gateway tells CVMs its listen address
+	}
 	host, port, err := net.SplitHostPort(c.Tunnel.Endpoint)
 	if err != nil {
 		f.add("tunnel.endpoint", `%q is not address:port; set what CVMs reach this node by, as "203.0.113.5:51820"`, c.Tunnel.Endpoint)

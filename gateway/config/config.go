@@ -67,7 +67,7 @@ type Tunnel struct {
 	Device            string         `toml:"device" help:"\"kernel\", \"tun\" (userspace), \"netstack\" (in the process, needs no privilege) or \"auto\": the first of these that works"`
 	Name              string         `toml:"name" help:"name of the network interface"`
 	Listen            netip.AddrPort `toml:"listen" help:"UDP address of WireGuard"`
-	Endpoint          string         `toml:"endpoint" help:"address:port that CVMs send to; IPv4 or a DNS name, for dstack guests split at the first colon"`
+	Endpoint          string         `toml:"endpoint" help:"address:port that CVMs send to; IPv4 or a DNS name, because dstack guests split it at the first colon; empty: listen, when that names an IPv4 address"`
 	Address           netip.Prefix   `toml:"address" help:"the gateway's address inside the tunnel, with the length of the tunnel network"`
 	Clients           netip.Prefix   `toml:"clients" help:"CVMs get their addresses from here, inside the tunnel network"`
 	Reserved          []netip.Prefix `toml:"reserved" help:"parts of clients that are never given out"`
