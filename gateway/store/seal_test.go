@@ -111,7 +111,7 @@ var tampering = map[string]func(t *testing.T, s *store.Store, old []byte){
 	},
 	"from other path": func(t *testing.T, s *store.Store, _ []byte) { rawPut(t, s, "victim", raw(t, s, "other")) },
 	"of other cluster": func(t *testing.T, s *store.Store, _ []byte) {
-		rawPut(t, s, "victim", store.Seal(testKey, "other", "/dstack-gateway/values/victim", 1<<40, []byte("forged")))
+		rawPut(t, s, "victim", store.Seal(testKey, "tset", "/dstack-gateway/values/victim", 1<<40, []byte("forged")))
 	},
 	"under other key": func(t *testing.T, s *store.Store, _ []byte) {
 		rawPut(t, s, "victim", store.Seal(store.Key{9}, "test", "/dstack-gateway/values/victim", 1<<40, []byte("forged")))
@@ -134,6 +134,7 @@ func TestTamperedValuesAreRefusedAndRepaired(t *testing.T) {
 			commit(t, s, store.Put("victim", []byte("old")), store.Put("other", []byte("other")))
 			old := raw(t, s, "victim")
 			commit(t, s, store.Put("victim", []byte("new")))
+			commit(t, s, store.Put("other", []byte("other"))) // has the highest version now
 			tamper(t, s, old)
 
 			_, err := s.Get(t.Context(), "victim")
