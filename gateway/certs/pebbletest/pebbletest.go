@@ -8,6 +8,7 @@ package pebbletest
 
 import (
 	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"io"
 	"log"
@@ -121,6 +122,11 @@ func (p *Pebble) Roots() *x509.CertPool {
 	pool := x509.NewCertPool()
 	pool.AddCert(p.server.Certificate())
 	return pool
+}
+
+// RootsPEM returns the certificate in Roots as PEM, for configurations that name a file.
+func (p *Pebble) RootsPEM() []byte {
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: p.server.Certificate().Raw})
 }
 
 // IssuerRoots returns the pool that verifies what Pebble issues; it is another for every Pebble.
