@@ -1,0 +1,162 @@
+package gateway
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"time"
+
+	"dstack.host/dnsserver"
+	"dstack.host/gateway/registry"
+	"dstack.host/tunnel"
+)
+
+// retryInterval is how soon a difference that could not be applied is tried again.
+const retryInterval = 2 * time.Second
+
+// follow applies every change of the registry and of the certificates to the tunnel and the zones, until ctx ends.
+func (g *Gateway) follow(ctx context.Context) error {
+	for {
+		registered, certified := g.registry.Changed(), g.certs.Changed()
+		var again <-chan time.Time
+		if snapshot := g.registry.Snapshot(); snapshot.Loaded() {
+			if err := g.apply(ctx, snapshot); err != nil && ctx.Err() == nil {
+				g.log.Error("the state could not be applied; trying again", "error", err, "after", retryInterval)
+				again = time.After(retryInterval)
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-registered:
+		case <-certified:
+		case <-again:
+		}
+	}
+}
+
+// apply makes tunnel and zones what the snapshot says. The names come last: who can resolve an app finds its peer there.
+func (g *Gateway) apply(ctx context.Context, snapshot *registry.Snapshot) error {
+	if err := g.tunnel.Reconcile(ctx, peers(snapshot)); err != nil {
+		return err
+	}
+	zones := make([]*dnsserver.Zone, len(g.config.BaseDomains))
+	for i, base := range g.config.BaseDomains {
+		zone, err := g.zone(base, snapshot)
+		if err != nil {
+			return err
+		}
+		zones[i] = zone
+	}
+	g.dns.SetZones(zones...)
+	return nil
+}
+
+// keepalive holds the way through a NAT open (dstack 0.6 gateway/templates/wg.conf).
+const keepalive = 25 * time.Second
+
+func peers(snapshot *registry.Snapshot) []tunnel.Peer {
+	want := make([]tunnel.Peer, 0, snapshot.Len())
+	for inst := range snapshot.Instances() {
+		want = append(want, tunnel.Peer{Key: inst.Key, Addr: inst.Addr, Keepalive: keepalive})
+	}
+	return want
+}
+
+// gatewayLabel names the gateway itself below each base domain.
+const gatewayLabel = "gateway"
+
+// zone is everything that the DNS server says of one base domain.
+func (g *Gateway) zone(base string, snapshot *registry.Snapshot) (*dnsserver.Zone, error) {
+	addrs := g.config.DNS.Addresses
+	if len(addrs) == 0 { // no public ones: a gateway for this machine
+		addrs = []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1})}
+	}
+	c := dnsserver.ZoneConfig{
+		Origin:    base,
+		Serial:    uint32(snapshot.Revision()), // RFC 1982 arithmetic wraps as the truncation does
+		NS:        []dnsserver.NameServer{{Name: g.config.DNS.NameServer + "." + base, Addrs: addrs}},
+		Addrs:     addrs,
+		Names:     []string{gatewayLabel},
+		Hosts:     func(label string) bool { return len(resolve(snapshot, label)) > 0 },
+		Canonical: registry.CanonicalLabel,
+		TXT:       map[string][]string{},
+	}
+	for _, record := range g.certs.CAA() {
+		c.CAA = append(c.CAA, dnsserver.CAA{Critical: record.Flag&0x80 != 0, Tag: record.Tag, Value: record.Value})
+	}
+	for name, values := range snapshot.Challenges() {
+		if name == "_acme-challenge."+base {
+			c.TXT["_acme-challenge"] = values
+		}
+	}
+	zone, err := dnsserver.NewZone(c)
+	if err != nil {
+		return nil, fmt.Errorf("zone %s: %w", base, err)
+	}
+	return zone, nil
+}
+
+func resolve(snapshot *registry.Snapshot, label string) []*registry.Instance {
+	name, err := registry.ParseLabel(label)
+	if err != nil {
+		return nil
+	}
+	return snapshot.Resolve(name)
+}
+
+// challenges publishes dns-01 answers (RFC 8555 section 8.4) through the registry, on every node.
+type challenges struct{ g *Gateway }
+
+// SetTXT returns when our own DNS server, asked over the network, answers the value.
+func (c challenges) SetTXT(ctx context.Context, fqdn, value string) error {
+	if err := c.g.registry.SetChallenge(ctx, fqdn, value); err != nil {
+		return err
+	}
+	server := reachable(c.g.DNSAddr()).String()
+	for {
+		answer, err := dnsserver.Query(ctx, server, fqdn, "TXT")
+		if err == nil && slices.Contains(answer.Answers, value) {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("our DNS server at %s does not answer the challenge at %s: %w", server, fqdn, context.Cause(ctx))
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
+// DeleteTXT removes one value.
+func (c challenges) DeleteTXT(ctx context.Context, fqdn, value string) error {
+	return c.g.registry.DeleteChallenge(ctx, fqdn, value)
+}
+
+// reachable is an address to reach a listener of this machine by.
+func reachable(addr netip.AddrPort) netip.AddrPort {
+	if !addr.Addr().IsUnspecified() {
+		return addr
+	}
+	if addr.Addr().Is4() {
+		return netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), addr.Port())
+	}
+	return netip.AddrPortFrom(netip.IPv6Loopback(), addr.Port())
+}
+
+// dial connects to a port of an instance through the tunnel.
+func (g *Gateway) dial(ctx context.Context, inst *registry.Instance, port uint16) (net.Conn, error) {
+	return g.tunnel.DialContext(ctx, "tcp", netip.AddrPortFrom(inst.Addr, port).String())
+}
+
+// handshake is when the instance's tunnel last proved to be alive; zero for never.
+func (g *Gateway) handshake(inst *registry.Instance) time.Time {
+	last, _ := g.tunnel.Handshake(inst.Key)
+	return last
+}
+
+// tunnelUp reports whether requests can be sent to the instance.
+func (g *Gateway) tunnelUp(inst *registry.Instance) bool {
+	return time.Since(g.handshake(inst)) < g.config.Tunnel.HandshakeStale
+}
