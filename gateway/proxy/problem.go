@@ -139,12 +139,15 @@ func (p *Proxy) answer(f *failure, id, accept string) answer {
 			h1.Field{Name: "Content-Security-Policy", Value: web.Policy()}, h1.Field{Name: "Referrer-Policy", Value: "no-referrer"})
 		return answer{problem.Status, fields, p.page(problem)}
 	}
-	body, err := json.MarshalIndent(problem, "", "  ")
-	if err != nil { // strings and an int: cannot happen
-		body = []byte(`{}`)
+	var body bytes.Buffer
+	encoder := json.NewEncoder(&body)
+	encoder.SetEscapeHTML(false) // the type says that this is no HTML
+	encoder.SetIndent("", "  ")
+	if err := encoder.Encode(problem); err != nil { // strings and an int: cannot happen
+		body.WriteString("{}\n")
 	}
 	fields = append(fields, h1.Field{Name: "Content-Type", Value: "application/problem+json"})
-	return answer{problem.Status, fields, append(body, '\n')}
+	return answer{problem.Status, fields, body.Bytes()}
 }
 
 func (p *Proxy) page(problem Problem) []byte {
