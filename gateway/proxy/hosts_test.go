@@ -191,6 +191,23 @@ func TestReservedPathNeverReachesTheApp(t *testing.T) {
 	if n := requests.Load(); n != 0 {
 		t.Errorf("the app saw %d requests", n)
 	}
+
+	// Nor on a connection that has just been to the app.
+	c := b.tls(t, name, "http/1.1")
+	in := bufio.NewReader(c)
+	for _, row := range []struct{ target, own string }{{"/", ""}, {"/.well-known/Attestation", proxy.AttestationPath}, {"/", ""}} {
+		if _, err := io.WriteString(c, "GET "+row.target+" HTTP/1.1\r\nHost: "+name+"\r\n\r\n"); err != nil {
+			t.Fatal(err)
+		}
+		r, err := http.ReadResponse(in, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		body(t, r)
+		if got := r.Header.Get("Own"); got != row.own {
+			t.Errorf("%q: own handler saw %q, want %q", row.target, got, row.own)
+		}
+	}
 }
 
 func TestGatewayAnswersForItsOwnNames(t *testing.T) {

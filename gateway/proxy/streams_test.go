@@ -97,7 +97,7 @@ func TestStreamsFlowBothWays(t *testing.T) {
 				break
 			}
 		}
-		w.Header().Set("Grpc-Status", "0 "+r.Trailer.Get("Sum")+r.Header.Get("Te"))
+		w.Header().Set("Grpc-Status", "0 "+r.Trailer.Get("Sum")+r.Trailer.Get("X-Forwarded-For")+r.Header.Get("Te"))
 	}
 	for name, row := range map[string]struct {
 		port   int
@@ -111,7 +111,7 @@ func TestStreamsFlowBothWays(t *testing.T) {
 				t.Fatal(err)
 			}
 			r.Header.Set("Te", "trailers")
-			r.Trailer = http.Header{"Sum": nil}
+			r.Trailer = http.Header{"Sum": nil, "X-Forwarded-For": nil}
 			resp, err := b.client(t, true).Do(r)
 			if err != nil {
 				t.Fatal(err)
@@ -128,6 +128,7 @@ func TestStreamsFlowBothWays(t *testing.T) {
 				}
 			}
 			r.Trailer.Set("Sum", "42")
+			r.Trailer.Set("X-Forwarded-For", "6.6.6.6")
 			out.Close()
 			if rest := body(t, resp); rest != "" {
 				t.Errorf("rest %q", rest)
@@ -269,6 +270,41 @@ func TestUpstreamsAreNotShared(t *testing.T) {
 	}
 	if len(seen) != 2 {
 		t.Errorf("two clients used %v", seen)
+	}
+}
+
+func TestUpstreamsEndWithTheClient(t *testing.T) {
+	for name, row := range map[string]struct {
+		http2  bool // to the app too
+		suffix string
+	}{"HTTP 1.1 app": {false, ""}, "HTTP 2 app": {true, "g"}} {
+		t.Run(name, func(t *testing.T) {
+			closed := make(chan struct{}, 1)
+			s := httptest.NewUnstartedServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
+			s.Config.Protocols = new(http.Protocols)
+			s.Config.Protocols.SetHTTP1(!row.http2)
+			s.Config.Protocols.SetUnencryptedHTTP2(row.http2)
+			s.Config.ConnState = func(_ net.Conn, state http.ConnState) {
+				if state == http.StateClosed {
+					closed <- struct{}{}
+				}
+			}
+			s.Start()
+			defer s.Close()
+			b := run(t, nil, instance(0xaa, 0x11))
+			client := b.client(t, true)
+			r, err := client.Get("https://" + host(appID(0xaa), portOf(t, s.Listener.Addr()), row.suffix))
+			if err != nil {
+				t.Fatal(err)
+			}
+			body(t, r)
+			client.CloseIdleConnections()
+			select {
+			case <-closed:
+			case <-time.After(20 * time.Second):
+				t.Error("the app's connection is still open")
+			}
+		})
 	}
 }
 
