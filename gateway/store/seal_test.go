@@ -129,6 +129,7 @@ var tampering = map[string]func(t *testing.T, s *store.Store, old []byte){
 func TestTamperedValuesAreRefusedAndRepaired(t *testing.T) {
 	for name, tamper := range tampering {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			var alarmed alarms
 			s := open(t, func(c *store.Config) { c.Alarm = alarmed.note })
 			commit(t, s, store.Put("victim", []byte("old")), store.Put("other", []byte("other")))
@@ -161,6 +162,7 @@ func TestWatchKeepsLastGoodValue(t *testing.T) {
 			continue // the watcher is told of the deletion
 		}
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			var alarmed alarms
 			s := open(t, func(c *store.Config) { c.Alarm = alarmed.note })
 			commit(t, s, store.Put("victim", []byte("old")), store.Put("other", []byte("other")))

@@ -96,6 +96,9 @@ func (c Config) check() error {
 	if c.Prefix != "" && (!strings.HasPrefix(c.Prefix, "/") || !strings.HasSuffix(c.Prefix, "/")) {
 		fault("prefix %q must begin and end with a slash", c.Prefix)
 	}
+	if len(c.Name) > 128 || strings.ContainsFunc(c.Name, notInName) {
+		fault("member name %q may have up to 128 letters, digits, dots, hyphens and underscores", c.Name)
+	}
 	if (c.Username == "") != (c.Password == "") {
 		fault("username and password belong together")
 	}
@@ -105,6 +108,11 @@ func (c Config) check() error {
 		}
 	}
 	return errors.Join(faults...)
+}
+
+// notInName tells what would break the list of members that etcd wants at its start.
+func notInName(r rune) bool {
+	return !('a' <= r && r <= 'z' || 'A' <= r && r <= 'Z' || '0' <= r && r <= '9' || strings.ContainsRune("._-", r))
 }
 
 func checkEndpoint(endpoint string, password bool) error {

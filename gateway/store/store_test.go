@@ -63,13 +63,13 @@ func TestOpenNamesAllFaults(t *testing.T) {
 	_, err := store.Open(t.Context(), store.Config{
 		DataDir:   t.TempDir(),
 		Endpoints: []string{"etcd.example:2379", "http://etcd.example:2379", "http://127.0.0.1", "https://etcd.example:2379"},
-		Username:  "gateway", Password: "secret", Prefix: "gateway",
+		Username:  "gateway", Password: "secret", Prefix: "gateway", Name: "a=b",
 	})
 	if err == nil {
 		t.Fatal("no error")
 	}
 	for _, want := range []string{
-		"cluster key is all zero", "exclude each other", `prefix "gateway"`,
+		"cluster key is all zero", "exclude each other", `prefix "gateway"`, `member name "a=b"`,
 		`"etcd.example:2379"`, `"http://etcd.example:2379": a password needs https`, `"http://127.0.0.1": names no port`,
 	} {
 		if !strings.Contains(err.Error(), want) {
