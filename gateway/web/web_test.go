@@ -3,6 +3,7 @@ package web_test
 import (
 	"crypto/sha256"
 	"encoding/base64"
+	"io"
 	"io/fs"
 	"regexp"
 	"strings"
@@ -82,6 +83,19 @@ func TestErrorPageEscapesEverything(t *testing.T) {
 	}
 }
 
+func TestLandingPageEscapesEverythingAndTellsTheTruthAboutTheTEE(t *testing.T) {
+	const hostile = `"><script>alert(1)</script>`
+	if got := render(t, web.Landing{Host: hostile, Node: hostile, TEE: hostile, Evidence: "javascript:alert(1)"}); strings.Contains(got, "<script") || strings.Contains(got, `href="javascript`) {
+		t.Errorf("hostile text gets through:\n%s", got)
+	}
+	checkSelfContained(t, "landing page", render(t, web.Landing{Host: "gateway.dstack.host", TEE: "tdx", Evidence: "/.well-known/attestation"}))
+	for tee, want := range map[string]string{"tdx": "Intel TDX confidential VM", "simulated-tdx": "proves nothing", "": "proves nothing"} {
+		if got := render(t, web.Landing{TEE: tee}); !strings.Contains(got, want) {
+			t.Errorf("%q: no %q", tee, want)
+		}
+	}
+}
+
 func TestErrorPageTellsTheTruthAboutTheTEE(t *testing.T) {
 	for tee, want := range map[string]string{"tdx": "Intel TDX confidential VM", "simulated-tdx": "proves nothing", "": "states no TEE", "sgx": "states no TEE"} {
 		if page := render(t, web.Error{TEE: tee}); !strings.Contains(page, want) {
@@ -103,7 +117,10 @@ func TestPolicyAllowsTheStyleAndNothingElse(t *testing.T) {
 	}
 }
 
-func render(t *testing.T, e web.Error) string {
+// page is what can be rendered.
+type page interface{ Render(io.Writer) error }
+
+func render(t *testing.T, e page) string {
 	t.Helper()
 	var b strings.Builder
 	if err := e.Render(&b); err != nil {
