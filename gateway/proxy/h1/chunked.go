@@ -169,16 +169,31 @@ func (c *chunks) trailers(out []byte, fields int) ([]byte, error) {
 	}
 	for i := range h.fields {
 		f := &h.fields[i]
-		if name := h.bytes(f.name); f.class == ordinary && trailerAllowed(name) {
+		if name := h.bytes(f.name); trailerAllowed(name, f.class) {
 			out = appendField(out, name, h.bytes(f.value))
 		}
 	}
 	return out, nil
 }
 
-// trailerAllowed reports whether a field that the relay passes on in a head may be passed on in a trailer section too: not so what
+// announces reports whether a Trailer field names nothing but fields that are then passed on.
+func announces(list []byte) bool {
+	for list != nil {
+		var name []byte
+		name, list = nextElement(list)
+		if len(name) == 0 || !all(name, isToken) || !trailerAllowed(name, classify(name)) {
+			return false
+		}
+	}
+	return true
+}
+
+// trailerAllowed reports whether a field may be passed on in a trailer section: one that the relay passes on in a head, unless it
 // describes the content, authenticates, caches or routes (RFC 9110 section 6.5.1).
-func trailerAllowed(name []byte) bool {
+func trailerAllowed(name []byte, c class) bool {
+	if c != ordinary {
+		return false
+	}
 	for _, prefix := range [...]string{"content-", "if-", "access-control-", "sec-"} {
 		if len(name) >= len(prefix) && equalFold(name[:len(prefix)], prefix) {
 			return false

@@ -28,6 +28,7 @@ type conn struct {
 	partial bool      // the last request may not have been written to app whole
 	idle    time.Time // since when app has been idle
 
+	watch *watch    // nil unless the app is slow
 	x     *exchange // nil while idle
 	first [512]byte // what an idle connection reads into
 

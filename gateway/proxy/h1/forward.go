@@ -20,6 +20,12 @@ func (c *conn) forward(ctx context.Context, b Backend) (bool, error) {
 		return c.fail(e, true)
 	}
 	u, e := c.deliver(ctx, b, out)
+	if e == nil && c.x.resp.status != http.StatusSwitchingProtocols {
+		return c.respond(u)
+	}
+	if c.stopWatch() {
+		e = clientError(nil)
+	}
 	if e != nil {
 		unread := u != nil
 		if gone := c.abandon(u); gone != nil {
@@ -27,10 +33,7 @@ func (c *conn) forward(ctx context.Context, b Backend) (bool, error) {
 		}
 		return c.fail(e, unread)
 	}
-	if c.x.resp.status == http.StatusSwitchingProtocols {
-		return false, c.pipe()
-	}
-	return c.respond(u)
+	return false, c.pipe()
 }
 
 // gather waits for the rest of a body that fits behind its head, so that both leave in one write.
@@ -93,6 +96,9 @@ func (c *conn) deliver(ctx context.Context, b Backend, out []byte) (*upload, *Er
 		e := c.finalHead(u)
 		if e == nil || e.Reason != AppClosed || !c.reused || !c.x.req.repeatable() {
 			return u, e
+		}
+		if c.stopWatch() {
+			return u, clientError(nil)
 		}
 		c.closeApp()
 	}
@@ -178,7 +184,7 @@ func (c *conn) responseHead(u *upload) *Error {
 		if len(x.up.free()) == 0 {
 			x.up.widen(c.cfg.HeadLimit)
 		}
-		n, err := c.app.read(x.up.free(), c.cfg.ResponseTimeout)
+		n, err := c.readApp(x.up.free(), u)
 		x.up.w += n
 		if n == 0 && !(isTimeout(err) && u.running()) {
 			return appError(err, x.up.empty())
@@ -205,8 +211,12 @@ func (c *conn) respond(u *upload) (bool, error) {
 	x := c.x
 	unsent := u == nil && !x.reqBody.ended // the app did not take the request whole
 	x.outcome.Status = x.resp.status
-	e := c.relayBody(c.closing() || unsent)
-	keep := e == nil && x.resp.persists() && x.up.empty() && !unsent && !c.partial
+	e := c.relayBody(u, c.closing() || unsent)
+	gone := c.stopWatch()
+	if gone && e != nil {
+		e = clientError(nil)
+	}
+	keep := e == nil && !gone && x.resp.persists() && x.up.empty() && !unsent && !c.partial
 	if u != nil {
 		if !keep {
 			u.stop()
@@ -242,7 +252,7 @@ func (c *conn) closing() bool {
 
 // relayBody writes the response to the client, its head together with what is there of the body. Whatever tells the client where the body
 // ends is written anew: a body that ends with the app's connection gets chunks, so that the client notices when some of it is missing.
-func (c *conn) relayBody(closing bool) *Error {
+func (c *conn) relayBody(u *upload, closing bool) *Error {
 	x, b := c.x, &c.x.respBody
 	from := x.resp.body(string(x.req.Method) == "HEAD")
 	to := from
@@ -276,7 +286,7 @@ func (c *conn) relayBody(closing bool) *Error {
 		if b.ended {
 			return nil
 		}
-		if e := c.moreResponse(b); e != nil {
+		if e := c.moreResponse(u, b); e != nil {
 			return e
 		}
 		out = x.out[:0]
@@ -284,9 +294,9 @@ func (c *conn) relayBody(closing bool) *Error {
 }
 
 // moreResponse reads more of the response body, or its end if that is the connection's.
-func (c *conn) moreResponse(b *body) *Error {
+func (c *conn) moreResponse(u *upload, b *body) *Error {
 	c.x.up.clear()
-	n, err := c.app.read(c.x.up.free(), c.cfg.ResponseTimeout)
+	n, err := c.readApp(c.x.up.free(), u)
 	c.x.up.w += n
 	switch {
 	case n > 0:

@@ -59,6 +59,8 @@ func TestRelayWritesRequestsAnew(t *testing.T) {
 		{"trailers", "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nTrailer: X-Sum\r\nTE: trailers\r\nConnection: TE\r\n\r\n" +
 			"1\r\nx\r\n0\r\nX-Sum:1\r\nContent-Length: 5\r\nX-Forwarded-For: 1\r\nHost: b\r\nCookie: c\r\nTransfer_Encoding: x\r\n\r\n",
 			"POST / HTTP/1.1\r\nHost: a\r\nTrailer: X-Sum\r\nTransfer-Encoding: chunked\r\nTE: trailers\r\nConnection: TE\r\n" + own + "1\r\nx\r\n0\r\nX-Sum: 1\r\n\r\n"},
+		{"trailers that must not be announced", "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nTrailer: X, Content-Length\r\nTrailer: x y\r\n\r\n0\r\n\r\n",
+			"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n" + own + "0\r\n\r\n"},
 
 		{"upgrade", "GET / HTTP/1.1\r\nHost: a\r\nConnection: keep-alive, Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\r\n",
 			"GET / HTTP/1.1\r\nHost: a\r\nSec-WebSocket-Version: 13\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n" + own},

@@ -52,9 +52,9 @@ func (id *identity) appendRequest(out []byte, r *Request, length int64) []byte {
 	out = append(out, '\r', '\n')
 	for i := range r.lines.fields {
 		f := &r.lines.fields[i]
-		name := r.lines.bytes(f.name)
-		if f.class == ordinary && !r.options.names(&r.lines, name) || f.class == trailer && r.ContentLength < 0 {
-			out = appendField(out, name, r.lines.bytes(f.value))
+		name, value := r.lines.bytes(f.name), r.lines.bytes(f.value)
+		if f.class == ordinary && !r.options.names(&r.lines, name) || f.class == trailer && r.ContentLength < 0 && announces(value) {
+			out = appendField(out, name, value)
 		}
 	}
 	switch {
@@ -116,9 +116,9 @@ func appendResponse(out []byte, r *response, to framing, closing bool) []byte {
 	out = appendStatus(out, r.status, r.reason)
 	for i := range r.lines.fields {
 		f := &r.lines.fields[i]
-		name := r.lines.bytes(f.name)
-		if passed(f.class, r.status, to) && !r.options.names(&r.lines, name) {
-			out = appendField(out, name, r.lines.bytes(f.value))
+		name, value := r.lines.bytes(f.name), r.lines.bytes(f.value)
+		if passed(f.class, r.status, to, value) && !r.options.names(&r.lines, name) {
+			out = appendField(out, name, value)
 		}
 	}
 	switch {
@@ -138,14 +138,14 @@ func appendResponse(out []byte, r *response, to framing, closing bool) []byte {
 
 // passed reports whether a response field goes to the client as it is. What only a gateway may say in a request is the app's own in a
 // response.
-func passed(c class, status int, to framing) bool {
+func passed(c class, status int, to framing, value []byte) bool {
 	switch c {
 	case ordinary, hostField, expect, trust, shadow:
 		return true
 	case upgrade:
 		return status == 101 || status == 426
 	case trailer:
-		return to == chunked
+		return to == chunked && announces(value)
 	}
 	return false
 }
