@@ -85,7 +85,7 @@ type Store struct {
 	Username       string   `toml:"username" help:"etcd user"`
 	PasswordFile   string   `toml:"password_file" help:"file with that user's password"`
 	Prefix         string   `toml:"prefix" help:"every key of the gateway begins with it"`
-	ClusterKeyFile string   `toml:"cluster_key_file" help:"key that seals every value, 64 hex digits; made when absent; empty: cluster.key in data_dir"`
+	ClusterKeyFile string   `toml:"cluster_key_file" help:"file of 32 bytes, the key that seals every value; made when absent; empty: cluster.key in data_dir"`
 }
 
 // Certs configures the certificates of the HTTPS front.
