@@ -64,12 +64,13 @@ func readBody(w http.ResponseWriter, r *http.Request, soon time.Duration) ([]byt
 	if r.ContentLength > maxBody {
 		return nil, tooLarge
 	}
-	// The deadline is of the connection, and watched while the request is worked on: it is put back after.
 	deadline := http.NewResponseController(w)
 	_ = deadline.SetReadDeadline(time.Now().Add(soon))
-	defer func() { _ = deadline.SetReadDeadline(time.Now().Add(requestTimeout)) }()
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
 	switch {
+	case err == nil:
+		// The deadline is the connection's, which is watched while the request is worked on.
+		_ = deadline.SetReadDeadline(time.Now().Add(requestTimeout))
 	case errors.As(err, new(*http.MaxBytesError)):
 		return nil, tooLarge
 	case errors.Is(err, os.ErrDeadlineExceeded):
