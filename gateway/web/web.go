@@ -1,5 +1,6 @@
 // Package web holds the pages that people see, embedded in the binary. A page is one self-contained document: its style is inside, it
-// runs no script and loads nothing, so it can be served under a policy that forbids everything else ([Policy]).
+// loads nothing and runs no script, so it can be served under a policy that forbids everything else ([Policy]). The page about the chain
+// of trust alone has a script, the verifier ([AttestationPolicy]).
 package web
 
 import (
@@ -13,7 +14,7 @@ import (
 
 // Files are the embedded sources of the pages.
 //
-//go:embed style.css *.html
+//go:embed *.css *.html
 var Files embed.FS
 
 // Policy is the Content-Security-Policy of every page: nothing but the style inside it.
