@@ -8,6 +8,7 @@ type exchange struct {
 	out       []byte // for what is written; empty between uses
 	req       Request
 	reqBody   body
+	continued bool // 100 (Continue) has been passed on
 	resp      response
 	respBody  body
 	respLast  bool // the response announced that the connection ends with it

@@ -79,6 +79,7 @@ func (c *conn) compose() ([]byte, *Error) {
 // A connection that the app has closed since its last response is replaced once: if nothing could be written to it, whatever the request
 // is; if it ended before the first byte of a response, when the request may be repeated (RFC 9112 section 9.3.1).
 func (c *conn) deliver(ctx context.Context, b Backend, out []byte) (*upload, *Error) {
+	c.x.continued = false
 	for {
 		if e := c.connect(ctx, b); e != nil {
 			return nil, e
@@ -151,6 +152,7 @@ func (c *conn) finalHead(u *upload) *Error {
 		if x.req.Minor == 0 || status == http.StatusContinue && !x.req.Expect {
 			continue
 		}
+		x.continued = x.continued || status == http.StatusContinue
 		x.out = appendResponse(x.out[:0], &x.resp, noBody, false)
 		if _, err := c.client.write(x.out, c.cfg.WriteTimeout); err != nil {
 			return &Error{Reason: ClientGone, Err: err}
@@ -209,25 +211,21 @@ func appError(err error, none bool) *Error {
 // respond passes the response on whose head has been read, and settles what becomes of both connections.
 func (c *conn) respond(u *upload) (bool, error) {
 	x := c.x
-	unsent := u == nil && !x.reqBody.ended // the app did not take the request whole
+	unsent := u == nil && !x.reqBody.ended                 // the app did not take the request whole
+	refused := x.req.Expect && !x.continued && u.running() // the client may leave the body out: nobody can tell what comes next
 	x.outcome.Status = x.resp.status
-	e := c.relayBody(u, c.closing() || unsent)
+	e := c.relayBody(u, c.closing() || unsent || refused)
 	gone := c.stopWatch()
 	if gone && e != nil {
 		e = clientError(nil)
 	}
-	keep := e == nil && !gone && x.resp.persists() && x.up.empty() && !unsent && !c.partial
-	if u != nil {
-		if !keep {
-			u.stop()
-		}
-		<-u.done
-		keep = keep && x.reqBody.ended && !u.broken
+	if refused && e == nil {
+		c.client.closeWrite()
 	}
-	if !keep {
-		c.closeApp()
+	c.settle(u, e == nil && !gone && !unsent && !refused && !c.partial && x.resp.persists() && x.up.empty())
+	if u != nil && u.err != nil {
+		e = u.err
 	}
-	c.idle, c.reused = time.Now(), true
 	switch {
 	case e != nil && !x.respBegun:
 		return c.fail(e, u != nil)
@@ -235,14 +233,26 @@ func (c *conn) respond(u *upload) (bool, error) {
 		x.outcome.Reason = e.Reason
 		c.client.cut()
 		return false, e
-	case u != nil && u.err != nil:
-		x.outcome.Reason = u.err.Reason
-		return false, u.err
 	case !x.reqBody.ended:
 		c.linger()
 		return false, nil
 	}
 	return !x.respLast, nil
+}
+
+// settle waits for the upload to end, and keeps the app's connection for the next request if that is in order and keep says so.
+func (c *conn) settle(u *upload, keep bool) {
+	if u != nil {
+		if !keep {
+			u.stop()
+		}
+		<-u.done
+		keep = keep && c.x.reqBody.ended && !u.broken
+	}
+	if !keep {
+		c.closeApp()
+	}
+	c.idle, c.reused = time.Now(), true
 }
 
 // closing reports whether the connection is to end with this response.

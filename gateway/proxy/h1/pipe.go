@@ -25,7 +25,7 @@ func (c *conn) pipe() error {
 	}
 	var moved atomic.Int64
 	moved.Store(time.Now().UnixNano())
-	up := flow{from: &c.client, to: &c.app, buf: x.room(), count: &x.outcome.Received}
+	up := flow{up: true, from: &c.client, to: &c.app, buf: x.room(), count: &x.outcome.Received}
 	down := flow{from: &c.app, to: &c.client, buf: &x.up, count: &x.outcome.Sent}
 	done := make(chan error, 1)
 	go func() { done <- c.flow(&up, &moved) }()
@@ -47,8 +47,12 @@ func (c *conn) pipeEnd(err error) error {
 	return &Error{Reason: ClientGone, Err: err}
 }
 
+// errDeaf says that the app has closed. What it wrote before may still be on its way, so the other direction tells when all is over.
+const errDeaf = fault("the app reads no more")
+
 // flow is one direction of a pipe.
 type flow struct {
+	up       bool // towards the app
 	from, to *wire
 	buf      *buffer
 	count    *int64
@@ -58,7 +62,7 @@ type flow struct {
 func (c *conn) flow(f *flow, moved *atomic.Int64) error {
 	err := f.copy(c.cfg, moved)
 	switch {
-	case err == io.EOF && f.to.closeWrite():
+	case err == io.EOF && f.to.closeWrite(), err == errDeaf:
 		return nil
 	case err == io.EOF:
 		_ = c.client.Close()
@@ -79,6 +83,9 @@ func (f *flow) copy(cfg *Config, moved *atomic.Int64) error {
 			moved.Store(time.Now().UnixNano())
 			*f.count += int64(n)
 			if _, err := f.to.write(p[:n], cfg.WriteTimeout); err != nil {
+				if f.up && !isTimeout(err) {
+					return errDeaf
+				}
 				return err
 			}
 		}

@@ -3,10 +3,12 @@ package h1_test
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"io"
 	"net"
 	"net/http"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -46,7 +48,7 @@ func expect(t *testing.T, r io.Reader, want string) {
 	t.Helper()
 	got := make([]byte, len(want))
 	if _, err := io.ReadFull(r, got); err != nil || string(got) != want {
-		t.Errorf("got %q %v, want %q", got, err, want)
+		t.Errorf("got %.60q %v, want %.60q", got, err, want)
 	}
 }
 
@@ -106,6 +108,44 @@ func TestUpgradedConnectionsEndTogether(t *testing.T) {
 		_, _ = io.Copy(io.Discard, c.r)
 		c.wait(t)
 	})
+}
+
+// deaf is a connection to an app that takes the request and then nothing more.
+type deaf struct {
+	net.Conn
+	writes int
+	failed chan struct{}
+}
+
+func (d *deaf) Write(p []byte) (int, error) {
+	if d.writes++; d.writes == 1 {
+		return d.Conn.Write(p)
+	}
+	close(d.failed)
+	return 0, syscall.EPIPE
+}
+
+// An app that says its last word and closes while the client is still talking.
+func TestUpgradedConnectionsDeliverTheLastWord(t *testing.T) {
+	near, far := net.Pipe()
+	failed := make(chan struct{})
+	go func() {
+		_, _ = http.ReadRequest(bufio.NewReader(far))
+		_, _ = io.WriteString(far, switching)
+		<-failed
+		_, _ = io.WriteString(far, "goodbye")
+		far.Close()
+	}()
+	app := dialer(func(context.Context) (net.Conn, error) { return &deaf{Conn: near, failed: failed}, nil })
+	c := open(t, h1.Config{}, &session{backend: app})
+	c.send(t, websocket)
+	if resp, err := http.ReadResponse(c.r, nil); err != nil || resp.StatusCode != 101 {
+		t.Fatalf("got %v %v", resp, err)
+	}
+	c.send(t, "chatter")
+	if rest := c.rest(t); rest != "goodbye" {
+		t.Errorf("got %q", rest)
+	}
 }
 
 // One busy direction keeps the other, silent one alive.

@@ -185,6 +185,7 @@ func TestRelayCutsARequestWhoseBodyIsMalformed(t *testing.T) {
 				}
 			}
 			c.rest(t)
+			c.Close()
 			c.wait(t)
 			if got := s.last(t); got.Reason != h1.Malformed {
 				t.Errorf("reason %q", got.Reason)

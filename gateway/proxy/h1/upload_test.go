@@ -61,6 +61,9 @@ func TestRelayPassesAFinalStatusInsteadOfContinue(t *testing.T) {
 	if resp.StatusCode != 413 {
 		t.Errorf("got %d, want 413", resp.StatusCode)
 	}
+	if !resp.Close {
+		t.Error("does not say that it closes")
+	}
 	if rest := c.rest(t); rest != "" { // what comes next could be the body or a request: nobody can tell
 		t.Errorf("and then %q", rest)
 	}

@@ -71,11 +71,17 @@ func (w *wire) closeWrite() bool {
 	return ok && c.CloseWrite() == nil
 }
 
-// cut closes the connection so that the peer notices that something is missing: below TLS, without its closing alert.
+// cut closes the connection so that the peer notices that something is missing: below TLS, without its closing alert, and with a reset where
+// the transport knows one.
 func (w *wire) cut() {
-	if c, ok := w.Conn.(interface{ NetConn() net.Conn }); ok {
-		_ = c.NetConn().Close()
+	below := w.Conn
+	if c, ok := below.(interface{ NetConn() net.Conn }); ok {
+		below = c.NetConn()
 	}
+	if c, ok := below.(interface{ SetLinger(seconds int) error }); ok {
+		_ = c.SetLinger(0)
+	}
+	_ = below.Close()
 	_ = w.Close()
 }
 
