@@ -52,8 +52,8 @@ const quietFor = 250 * time.Millisecond
 // Config.Drain for the gentle way. It returns nil when the connection ended between two requests or after an answer that ends it, and
 // otherwise why it was cut short.
 //
-// Serve runs in the caller's goroutine. It starts a second one, which ends before Serve does, only while a request body that did not come
-// with its head is being sent on, and for an upgraded connection.
+// Serve runs in the caller's goroutine. It starts a second one, which ends before Serve does, only while a request body that is too long to
+// wait for, or of unknown length, is being sent on, while an app has been silent for more than a second, and for an upgraded connection.
 func (r *Relay) Serve(ctx context.Context, nc net.Conn, client Client) error {
 	c := &conn{
 		relay: r, cfg: &r.cfg, session: client.Session, addr: client.Addr, client: wire{Conn: nc},
