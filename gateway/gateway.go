@@ -186,7 +186,7 @@ func (g *Gateway) openEnroll(ctx context.Context, version string) error {
 		endpoint = g.tunnel.ListenAddr().String()
 	}
 	g.enroll, err = enroll.New(enroll.Config{
-		Listen: g.config.Enroll.Listen, Certificate: certificate, KMSRoot: kms, Verifier: g.trust.Verifier,
+		Listen: g.config.Enroll.Listen, Certificate: certificate, KMSRoot: kms, Verifier: g.trust.Verifier, Appraise: g.config.Attestation.Apps.Pins().Judge,
 		Register: g.registry.Register, Current: func(id registry.InstanceID) *registry.Instance { return g.registry.Snapshot().Instance(id) },
 		Servers: []enroll.TunnelServer{{Key: g.tunnel.PublicKey(), Address: g.tunnel.Address(), Endpoint: endpoint}},
 		Agent:   enroll.AgentInfo{ExternalPort: g.publicPort(), InternalPort: agentPort, Domain: g.config.BaseDomains[0], AppAddressNSPrefix: "_dstack-app-address"},

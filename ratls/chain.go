@@ -1,7 +1,6 @@
 package ratls
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -24,11 +23,22 @@ const (
 
 // Check is one link of the chain and what became of it.
 type Check struct {
+	// Hop is where on the way the link is: one of the Hop constants; HopApp is followed by a space and the instance's id once
+	// that is known.
+	Hop    string `json:"hop"`
 	Name   string `json:"name"`
 	Status Status `json:"status"`
 	// Detail is for people: what was compared, or why it failed.
 	Detail string `json:"detail"`
 }
+
+// Hops of the way from the relying party to the instances.
+const (
+	HopCertificate = "certificate" // the TLS certificate, which is judged without evidence
+	HopGateway     = "gateway"     // the machine and the program that quoted the statement
+	HopStatement   = "statement"   // what that program says
+	HopApp         = "app"         // an instance behind it
+)
 
 // Links of the chain from the roots of trust to the instances, in the order in which they are checked. A quote's report data
 // is believed only after its measurements have been judged, so that no other program can speak in the gateway's name.
@@ -51,6 +61,7 @@ const (
 	LinkAppCompose   = "app-compose"          // the app-compose texts have the measured hash
 	LinkAppPins      = "app-measurements"     // they are programs that the relying party expects
 	LinkAppBinding   = "app-binding"          // their quotes are over what their bindings say
+	LinkAppFresh     = "app-freshness"        // they answer the relying party's challenge too, when that was asked for
 	LinkWireGuardKey = "wireguard-key"        // the quoted WireGuard keys are those of the gateway's tunnels
 	LinkInstance     = "instance"             // every tunnel ends at the instance that was quoted
 )
@@ -79,13 +90,6 @@ type Chain struct {
 	Now func() time.Time
 }
 
-// Pins are the measurements that a relying party expects, each list empty when it has no expectation.
-type Pins struct {
-	AppIDs, ComposeHashes, MRAggregated, MRSystem []Hex
-	// OSImageHashes are compared with what the VM configuration says, which no quote covers; MRSystem covers the image.
-	OSImageHashes []Hex
-}
-
 // Subject is what the relying party knows of its own connection.
 type Subject struct {
 	// Host is the host that it asked for, without a port.
@@ -98,25 +102,32 @@ type Subject struct {
 	// Nonce is the challenge that was sent, 32 bytes, nil for none; Exporter the connection's keying material when that was to be
 	// bound, 32 bytes.
 	Nonce, Exporter []byte
+	// Unbound says why Exporter is nil although there is a nonce, for the report; "" when nothing is to be said.
+	Unbound string
+	// FreshApp says that the instances were asked to quote the challenge themselves: their statements have to name its root.
+	FreshApp bool
 }
 
 // Report is the outcome of a walk along the chain.
 type Report struct {
-	// Checks are all links in order. After the first failure the rest are skipped.
+	// Checks are all links in order, those of each instance together. After a failure what depends on it is skipped.
 	Checks []Check `json:"checks"`
 	// Simulated says that some evidence chains to a root that is not Intel's.
 	Simulated bool `json:"simulated"`
-	// Gateway and Apps are what the verified evidence says, as far as the walk came.
-	Gateway *Party  `json:"gateway,omitempty"`
-	Apps    []Party `json:"apps,omitempty"`
+	// Claims are what the verified evidence says, as far as the walk came, and where each of them is from.
+	Claims []Claim `json:"claims"`
+	// Gateway and Apps are the two sides of the tunnel, as far as the walk came.
+	Gateway *Party  `json:"-"`
+	Apps    []Party `json:"-"`
+	// Statement is the gateway's once its quote was found to be over it, nil before.
+	Statement *Statement `json:"-"`
 }
 
 // Party is one side of the tunnel as its verified evidence describes it.
 type Party struct {
-	Kind    Kind    `json:"kind"`
-	TCB     TCB     `json:"tcb"`
-	Info    AppInfo `json:"info"`
-	Binding Binding `json:"binding,omitempty"`
+	Quote   *Quote
+	Info    AppInfo
+	Binding Binding // of an instance
 }
 
 // Failure returns the check that failed, if one did.
@@ -159,44 +170,58 @@ type walk struct {
 	quoteError error
 	// set by LinkGatewayLog
 	info AppInfo
+	// set by LinkStatement: the statement is what the gateway quoted
+	believed bool
 	// set by LinkAppEvidence, completed by the links after it
 	apps []*appWalk
 }
 
-// links returns the chain.
-func (w *walk) links() []struct {
+// link is one link: what it is called, and what finds out whether it holds.
+type link struct {
 	name  string
 	check func(context.Context) outcome
-} {
-	return []struct {
-		name  string
-		check func(context.Context) outcome
-	}{
+}
+
+// gatewayLinks and statementLinks are the chain up to the instances.
+func (w *walk) gatewayLinks() []link {
+	return []link{
 		{LinkDocument, w.document},
 		{LinkGatewayQuote, w.gatewayQuote},
 		{LinkGatewayTCB, w.gatewayTCB},
 		{LinkGatewayLog, w.gatewayLog},
 		{LinkGatewayPins, w.gatewayPins},
+	}
+}
+
+func (w *walk) statementLinks() []link {
+	return []link{
 		{LinkChallenge, w.challenge},
 		{LinkStatement, w.stated},
 		{LinkHost, w.host},
 		{LinkFreshness, w.freshness},
 		{LinkKey, w.key},
 		{LinkAppEvidence, w.appEvidence},
-		{LinkAppQuote, w.eachApp((*appWalk).quoted)},
-		{LinkAppTCB, w.eachApp((*appWalk).tcb)},
-		{LinkReplay, w.eachApp((*appWalk).replay)},
-		{LinkAppIdentity, w.eachApp((*appWalk).identity)},
-		{LinkAppCompose, w.eachApp((*appWalk).compose)},
-		{LinkAppPins, w.eachApp((*appWalk).pins)},
-		{LinkAppBinding, w.eachApp((*appWalk).binding)},
-		{LinkWireGuardKey, w.eachApp((*appWalk).wireGuardKey)},
-		{LinkInstance, w.eachApp((*appWalk).instance)},
 	}
 }
 
-// Verify walks the chain of a document and reports every link by name. It fails closed: what is missing fails. Network is used
-// only by the getters of Roots.
+// follow checks links until one fails, reports all of them, and returns the name of the one that failed. A walk that has
+// failed before checks none.
+func follow(ctx context.Context, report *Report, hop string, links []link, failed string) string {
+	for _, l := range links {
+		o := skip("not reached, because %s failed", failed)
+		if failed == "" {
+			o = l.check(ctx)
+		}
+		if o.status == Fail {
+			failed = l.name
+		}
+		report.Checks = append(report.Checks, Check{Hop: hop, Name: l.name, Status: o.status, Detail: o.detail})
+	}
+	return failed
+}
+
+// Verify walks the chain of a document and reports every link by name. It fails closed: what is missing fails. Instances are
+// judged independently of each other, and all have to hold. Network is used only by the getters of Roots.
 func (c Chain) Verify(ctx context.Context, document []byte, s Subject) Report {
 	if c.Now == nil {
 		c.Now = time.Now
@@ -207,79 +232,62 @@ func (c Chain) Verify(ctx context.Context, document []byte, s Subject) Report {
 	s.Host = strings.ToLower(strings.TrimSuffix(s.Host, "."))
 	w := &walk{chain: c, subject: s, data: document, now: c.Now()}
 	report := Report{}
-	failed := ""
-	for _, link := range w.links() {
-		o := skip("not reached, because %s failed", failed)
-		if failed == "" {
-			o = link.check(ctx)
+	failed := follow(ctx, &report, HopGateway, w.gatewayLinks(), "")
+	failed = follow(ctx, &report, HopStatement, w.statementLinks(), failed)
+	for _, a := range w.apps {
+		follow(ctx, &report, a.hop(), a.links(), "")
+	}
+	if len(w.apps) == 0 {
+		for _, l := range (&appWalk{}).links() {
+			o := skip("%s", noApp)
+			if failed != "" {
+				o = skip("not reached, because %s failed", failed)
+			}
+			report.Checks = append(report.Checks, Check{Hop: HopApp, Name: l.name, Status: o.status, Detail: o.detail})
 		}
-		if o.status == Fail {
-			failed = link.name
-		}
-		report.Checks = append(report.Checks, Check{Name: link.name, Status: o.status, Detail: o.detail})
 	}
 	w.describe(&report)
 	return report
 }
+
+// noApp is why the links of instances are skipped at a name that has none.
+const noApp = "the host is the gateway's own: there is no application behind it"
 
 // describe adds what the evidence says, as far as it was verified.
 func (w *walk) describe(r *Report) {
 	if w.quote == nil {
 		return
 	}
-	r.Gateway = &Party{Kind: w.quote.Kind, TCB: w.quote.TCB, Info: w.info}
+	r.Gateway = &Party{Quote: w.quote, Info: w.info}
 	r.Simulated = w.quote.Kind != KindTDX
+	r.Claims = quoteClaims(HopGateway, w.quote, w.info)
+	if w.believed {
+		r.Statement = w.statement
+		r.Claims = append(r.Claims, statementClaims(w.statement)...)
+	}
 	for _, a := range w.apps {
 		if a.quote != nil {
-			r.Apps = append(r.Apps, Party{Kind: a.quote.Kind, TCB: a.quote.TCB, Info: a.info, Binding: a.evidence.Binding})
+			r.Apps = append(r.Apps, Party{Quote: a.quote, Info: a.info, Binding: a.evidence.Binding})
 			r.Simulated = r.Simulated || a.quote.Kind != KindTDX
+			r.Claims = append(r.Claims, a.claims()...)
 		}
 	}
 }
 
-// judge holds an application to the pins.
-func (p Pins) judge(info AppInfo) outcome {
-	var pinned, free []string
-	for _, pin := range []struct {
-		name  string
-		value Hex
-		want  []Hex
-	}{
-		{"app id", info.AppID, p.AppIDs},
-		{"compose hash", info.ComposeHash, p.ComposeHashes},
-		{"mr_aggregated", info.MRAggregated, p.MRAggregated},
-		{"mr_system", info.MRSystem, p.MRSystem},
-		{"os image hash (stated, not measured)", info.OSImageHash, p.OSImageHashes},
-	} {
-		shown := fmt.Sprintf("%s %x", pin.name, []byte(pin.value))
-		if len(pin.want) == 0 {
-			free = append(free, shown)
-			continue
-		}
-		if !slices.ContainsFunc(pin.want, func(h Hex) bool { return len(h) > 0 && bytes.Equal(h, pin.value) }) {
-			return fail("%s is not one of the %d that are pinned", shown, len(pin.want))
-		}
-		pinned = append(pinned, shown)
-	}
-	if len(pinned) == 0 {
-		return skip("not pinned, compare for yourself: %s", strings.Join(free, ", "))
-	}
-	return pass("pinned: %s", strings.Join(pinned, ", "))
-}
-
-// verifiers builds the verifiers of the roots, answering from the document where a root has no getter of its own.
-func (w *walk) verifiers() (Verifiers, error) {
-	roots := w.chain.Roots
+// Verifiers are those of the accepted roots, each with its policy and the clock of the chain. A root without a getter is
+// answered from the given collateral.
+func (c Chain) Verifiers(stapled []Collateral) (Verifiers, error) {
+	roots := c.Roots
 	if len(roots) == 0 {
 		roots = []VerifierConfig{{}}
 	}
 	var vs Verifiers
 	for _, config := range roots {
 		if config.Getter == nil {
-			config.Getter = Stapled(w.doc.Collateral)
+			config.Getter = Stapled(stapled)
 		}
 		if config.Now == nil {
-			config.Now = w.chain.Now
+			config.Now = c.Now
 		}
 		v, err := NewVerifier(config)
 		if err != nil {

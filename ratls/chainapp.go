@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/hex"
 	"fmt"
-	"slices"
 	"strings"
 )
 
@@ -19,36 +18,27 @@ type appWalk struct {
 	quoteError error
 	// set by LinkAppIdentity
 	info AppInfo
-	// set by LinkAppBinding
-	said *AppStatement
+	// set by LinkAppBinding: the quote is over what its binding says, and what that is
+	bound bool
+	said  *AppStatement
 }
 
-// eachApp makes a link of a check of one instance: it fails when any instance does, and passes only when all do.
-func (w *walk) eachApp(check func(*appWalk, context.Context) outcome) func(context.Context) outcome {
-	return func(ctx context.Context) outcome {
-		if w.subject.ID == "" {
-			return skip("the host is the gateway's own: there is no application behind it")
-		}
-		all := outcome{status: Pass}
-		var details []string
-		for _, a := range w.apps {
-			o := check(a, ctx)
-			detail := o.detail
-			if len(w.apps) > 1 {
-				detail = "instance " + a.stated.ID + ": " + detail
-			}
-			if o.status == Fail {
-				return outcome{Fail, detail}
-			}
-			if o.status == Skip {
-				all.status = Skip
-			}
-			if !slices.Contains(details, detail) {
-				details = append(details, detail)
-			}
-		}
-		all.detail = strings.Join(details, "; ")
-		return all
+// hop is where the instance's links are told.
+func (a *appWalk) hop() string { return HopApp + " " + a.stated.ID }
+
+// links is the part of the chain that every instance has.
+func (a *appWalk) links() []link {
+	return []link{
+		{LinkAppQuote, a.quoted},
+		{LinkAppTCB, a.tcb},
+		{LinkReplay, a.replay},
+		{LinkAppIdentity, a.identity},
+		{LinkAppCompose, a.compose},
+		{LinkAppPins, a.pins},
+		{LinkAppBinding, a.binding},
+		{LinkAppFresh, a.fresh},
+		{LinkWireGuardKey, a.wireGuardKey},
+		{LinkInstance, a.instance},
 	}
 }
 
@@ -103,14 +93,14 @@ func (a *appWalk) compose(context.Context) outcome {
 	return pass("the app-compose has the measured SHA-256 %x", []byte(a.info.ComposeHash))
 }
 
-func (a *appWalk) pins(context.Context) outcome { return a.chain.Apps.judge(a.info) }
+func (a *appWalk) pins(context.Context) outcome { return a.chain.Apps.judge(a.quote, a.info) }
 
 func (a *appWalk) binding(context.Context) outcome {
 	said, err := a.evidence.bound(a.quote)
 	if err != nil {
 		return fail("%v", err)
 	}
-	a.said = said
+	a.bound, a.said = true, said
 	switch {
 	case said == nil:
 		return pass("%s: the quote is over the TLS key that the instance registered with", a.evidence.Binding)
@@ -119,6 +109,23 @@ func (a *appWalk) binding(context.Context) outcome {
 	default:
 		return pass("%s: the quote is over the app statement of %s", a.evidence.Binding, stamp(said.IssuedAt))
 	}
+}
+
+// fresh holds the instance to the challenge: a quote that was made when it registered is as old as its registration.
+func (a *appWalk) fresh(context.Context) outcome {
+	switch {
+	case !a.subject.FreshApp && a.said == nil:
+		return skip("not asked for: the quote is from the instance's registration")
+	case !a.subject.FreshApp:
+		return skip("not asked for: the quote is of %s", stamp(a.said.IssuedAt))
+	case a.subject.Nonce == nil:
+		return fail("without a nonce there is no challenge that the instance could answer")
+	case a.said == nil:
+		return fail("the quote (binding %q) is over no challenge", a.evidence.Binding)
+	case a.said.Challenge != a.doc.Challenge.Root.String():
+		return fail("the app statement answers challenge %s, the document's root is %s", a.said.Challenge, a.doc.Challenge.Root)
+	}
+	return pass("the instance's own quote, of %s, answers the root of the challenge", stamp(a.said.IssuedAt))
 }
 
 // wireGuardKey never takes the weaker binding for the stronger: where the quote does not name the key, that is said.

@@ -18,7 +18,7 @@ func (w *walk) document(context.Context) outcome {
 		return fail("%v", err)
 	}
 	w.doc, w.statement = doc, statement
-	if w.verifier, err = w.verifiers(); err != nil {
+	if w.verifier, err = w.chain.Verifiers(doc.Collateral); err != nil {
 		return fail("accepted roots: %v", err)
 	}
 	return pass("%s, %d bytes, node %q", doc.Format, len(w.data), shorten(statement.Node))
@@ -65,7 +65,7 @@ func (w *walk) gatewayLog(context.Context) outcome {
 	return pass("%d events replay to RTMR3 %s", len(RuntimeEvents(w.doc.Gateway.EventLog)), w.quote.RTMR[rtmr3])
 }
 
-func (w *walk) gatewayPins(context.Context) outcome { return w.chain.Gateway.judge(w.info) }
+func (w *walk) gatewayPins(context.Context) outcome { return w.chain.Gateway.judge(w.quote, w.info) }
 
 func (w *walk) challenge(context.Context) outcome {
 	proof := w.doc.Challenge
@@ -89,7 +89,11 @@ func (w *walk) challenge(context.Context) outcome {
 	if Root(leaf, proof.Path) != proof.Root {
 		return fail("the nonce%s that was sent is not below the root", ifBound(w.subject.Exporter, " with the exporter of this connection"))
 	}
-	return pass("the nonce%s is below the root, %d steps away", ifBound(w.subject.Exporter, " with the exporter of this connection"), len(proof.Path))
+	unbound := ""
+	if w.subject.Exporter == nil && w.subject.Unbound != "" {
+		unbound = "; it is not bound to this connection: " + w.subject.Unbound
+	}
+	return pass("the nonce%s is below the root, %d steps away%s", ifBound(w.subject.Exporter, " with the exporter of this connection"), len(proof.Path), unbound)
 }
 
 func ifBound(exporter []byte, text string) string {
@@ -126,6 +130,7 @@ func (w *walk) stated(context.Context) outcome {
 	if w.quote.ReportData != want {
 		return fail("the quote is over %s, root and statement give %s", w.quote.ReportData, want)
 	}
+	w.believed = true
 	return pass("the quote is over the root and SHA-256 %x of the statement", sha256.Sum256([]byte(w.doc.Statement)))
 }
 
@@ -171,7 +176,7 @@ func (w *walk) appEvidence(context.Context) outcome {
 		if w.statement.App != nil || len(w.doc.Apps) > 0 {
 			return fail("the host is the gateway's own, and the statement names an application behind it")
 		}
-		return skip("the host is the gateway's own: there is no application behind it")
+		return skip("%s", noApp)
 	}
 	if w.statement.App == nil {
 		return fail("the statement names no application behind the host")

@@ -19,8 +19,13 @@ func (c *Config) check(malformed Faults) Faults {
 	c.checkFiles(&f)
 	c.checkCerts(&f)
 	c.checkRest(&f)
-	return slices.DeleteFunc(f, func(fault Fault) bool { // one fault a key is enough
-		return slices.ContainsFunc(malformed, func(m Fault) bool { return m.Key == fault.Key })
+	return f.beside(malformed)
+}
+
+// beside leaves out the faults of keys that have one already: one fault a key is enough.
+func (f Faults) beside(told Faults) Faults {
+	return slices.DeleteFunc(f, func(fault Fault) bool {
+		return slices.ContainsFunc(told, func(m Fault) bool { return m.Key == fault.Key })
 	})
 }
 
@@ -59,14 +64,8 @@ func (c *Config) checkAttestation(f *Faults) {
 	a := c.Attestation
 	oneOf(f, "attestation.kind", a.Kind, "tdx", "simulated-tdx")
 	webURL(f, "attestation.pccs", a.PCCS)
-	if len(a.AcceptedTCB) == 0 {
-		f.add("attestation.accepted_tcb", `accepts nothing; set at least ["UpToDate"]`)
-	}
-	for _, status := range a.AcceptedTCB {
-		if !slices.Contains(tcbStatuses, status) {
-			f.add("attestation.accepted_tcb", "%q can't be accepted; these can: %s", status, strings.Join(tcbStatuses, ", "))
-		}
-	}
+	checkTCB(f, "attestation.accepted_tcb", a.AcceptedTCB)
+	a.Apps.check(f, "attestation.apps")
 	if a.Validity <= 0 {
 		f.add("attestation.validity", `must be longer than nothing, as "5m"`)
 	}

@@ -37,6 +37,7 @@ type Attestation struct {
 	Validity                time.Duration `toml:"validity" help:"how long a document without a nonce is valid; it is quoted anew on demand when half of it has gone"`
 	NonceInterval           time.Duration `toml:"nonce_interval" help:"a client address may ask for one document with a nonce per interval"`
 	NonceBurst              int           `toml:"nonce_burst" help:"that many at once before the interval counts"`
+	Apps                    Measurements  `toml:"apps" help:"what a CVM has to be to register; every list that is not empty counts"`
 }
 
 // Proxy configures the HTTPS front.

@@ -134,10 +134,24 @@ var example = map[string]string{
 }
 
 func TestSampleHoldsEveryKey(t *testing.T) {
+	golden(t, "../../configs/gateway.toml", "# Every key of dstack-gateway with its default. Only three have none: base_domains, dns.addresses and tunnel.endpoint.\n"+sample(config.Reference()))
+	if _, err := config.Load("../../configs/gateway.toml"); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestPolicySampleHoldsEveryKey(t *testing.T) {
+	golden(t, "../../configs/policy.toml", "# Every key of a policy for dstack-gateway verify --policy FILE with its default.\n"+sample(config.PolicyReference()))
+	if _, err := config.LoadPolicy("../../configs/policy.toml"); err != nil {
+		t.Error(err)
+	}
+}
+
+// sample writes keys as a TOML file.
+func sample(keys []config.Key) string {
 	var b strings.Builder
-	b.WriteString("# Every key of dstack-gateway with its default. Only three have none: base_domains, dns.addresses and tunnel.endpoint.\n")
 	table := ""
-	for _, key := range config.Reference() {
+	for _, key := range keys {
 		in, name, ok := strings.Cut(key.Name, ".")
 		if !ok {
 			in, name = "", key.Name
@@ -152,10 +166,7 @@ func TestSampleHoldsEveryKey(t *testing.T) {
 		}
 		fmt.Fprintf(&b, "# %s\n%s = %s\n", key.Help, name, value)
 	}
-	golden(t, "../../configs/gateway.toml", b.String())
-	if _, err := config.Load("../../configs/gateway.toml"); err != nil {
-		t.Error(err)
-	}
+	return b.String()
 }
 
 func TestMinimalSampleParses(t *testing.T) {
@@ -169,7 +180,8 @@ func TestReferenceIsThatOfTheCode(t *testing.T) {
 	b.WriteString("# Configuration\n\nTOML, read strictly: an unknown key, a wrong type or an impossible combination stops the start and is told with\n" +
 		"file, line, key and what would be right. `dstack-gateway check-config -c FILE` tells the same without starting anything.\n\n" +
 		"- [gateway.minimal.toml](gateway.minimal.toml): what a node on the public internet has to say\n" +
-		"- [gateway.toml](gateway.toml): every key with its default\n\n" +
+		"- [gateway.toml](gateway.toml): every key with its default\n" +
+		"- [policy.toml](policy.toml): every key of a policy for `dstack-gateway verify --policy FILE`, with its default\n\n" +
 		"Durations are texts as `\"30s\"`, `\"5m\"` or `\"12h\"`; an address without a host, as `\":443\"`, is every address of both families.\n\n" +
 		"| key | default | effect |\n|---|---|---|\n")
 	for _, key := range config.Reference() {

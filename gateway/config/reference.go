@@ -21,6 +21,12 @@ func Reference() []Key {
 	return reference(reflect.ValueOf(&c).Elem(), "")
 }
 
+// PolicyReference lists every key of a policy file in the order of the structs.
+func PolicyReference() []Key {
+	p := DefaultPolicy()
+	return reference(reflect.ValueOf(&p).Elem(), "")
+}
+
 func reference(v reflect.Value, prefix string) []Key {
 	var keys []Key
 	for i := range v.NumField() {
@@ -61,6 +67,9 @@ func shortDuration(d time.Duration) string {
 	s := d.String()
 	if strings.HasSuffix(s, "m0s") {
 		s = strings.TrimSuffix(s, "0s")
+	}
+	if strings.HasSuffix(s, "h0m") {
+		s = strings.TrimSuffix(s, "0m")
 	}
 	return s
 }

@@ -45,7 +45,7 @@ func (s *Server) upgrade(ctx context.Context, id *identity, r request, challenge
 	if err := matches(verified, id.info, r, challenge); err != nil {
 		return refuse(reasonEvidence, fmt.Errorf("evidence: %w", err))
 	}
-	id.info, id.evidence = verified.Info, e
+	id.quote, id.info, id.evidence = verified.Quote, verified.Info, e
 	return nil
 }
 

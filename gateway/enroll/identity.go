@@ -23,6 +23,7 @@ const (
 // identity is who a client certificate belongs to.
 type identity struct {
 	proof    string // one of the identity constants
+	quote    *ratls.Quote // nil when a KMS vouches
 	info     ratls.AppInfo
 	evidence *ratls.AppEvidence
 }
@@ -68,7 +69,7 @@ func (s *Server) fromQuote(ctx context.Context, leaf *x509.Certificate, proof st
 	if err != nil {
 		return identity{}, refuse(reasonIdentity, fmt.Errorf("client certificate: %w", err))
 	}
-	return identity{proof: proof, info: info, evidence: evidence}, nil
+	return identity{proof: proof, quote: quote, info: info, evidence: evidence}, nil
 }
 
 // fromKMS is the identity that the KMS vouches for.

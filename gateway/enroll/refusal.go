@@ -16,6 +16,7 @@ const (
 	reasonIdentity = "no_identity"  // the client certificate names nobody
 	reasonQuote    = "bad_quote"    // a quote, or what has to match it, does not verify
 	reasonEvidence = "bad_evidence" // good evidence of something else
+	reasonPolicy   = "policy"       // good evidence of what this gateway does not take
 	reasonKey      = "key_in_use"
 	reasonApp      = "other_app"
 	reasonPool     = "pool_exhausted"

@@ -42,8 +42,23 @@ func (s *Server) register(w http.ResponseWriter, r *http.Request) (registry.Inst
 				return none, err
 			}
 		}
+		if err := s.appraise(id); err != nil {
+			return none, err
+		}
 		return s.save(ctx, id, req)
 	})
+}
+
+// appraise holds an identity to what this gateway takes. It is asked with every registration, so that a refresh meets the
+// policy of today.
+func (s *Server) appraise(id identity) error {
+	if s.config.Appraise == nil {
+		return nil
+	}
+	if err := s.config.Appraise(id.quote, id.info); err != nil {
+		return refuse(reasonPolicy, fmt.Errorf("this gateway does not take the app: %w", err))
+	}
+	return nil
 }
 
 // within does something in one of the places, once there is one.

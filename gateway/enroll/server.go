@@ -34,6 +34,9 @@ type Config struct {
 	KMSRoot *x509.Certificate
 	// Verifier judges the quotes of CVMs.
 	Verifier *ratls.Verifier
+	// Appraise judges a CVM whose evidence verified, by the quote (nil when only a KMS vouches for it) and what it runs. An error
+	// refuses the registration. Optional: everybody is taken.
+	Appraise func(*ratls.Quote, ratls.AppInfo) error
 	// Register stores an instance and returns it with its address. The bool says whether that changed anything. Without
 	// Evidence it keeps what it has for the same key and code.
 	Register func(context.Context, registry.Instance) (registry.Instance, bool, error)
