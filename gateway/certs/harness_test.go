@@ -28,7 +28,7 @@ func TestMain(m *testing.M) {
 }
 
 // openStore opens a store with an embedded etcd below dir; it is closed with the test unless closed before.
-func openStore(t *testing.T, dir string) *store.Store {
+func openStore(t testing.TB, dir string) *store.Store {
 	t.Helper()
 	s, err := store.Open(t.Context(), store.Config{DataDir: dir, Key: store.Key{1}, ClusterID: "test"})
 	if err != nil {
@@ -39,7 +39,7 @@ func openStore(t *testing.T, dir string) *store.Store {
 }
 
 // run runs c until the returned function is called, which waits for its end, or until the test ends.
-func run(t *testing.T, c *certs.Certs) (stop func()) {
+func run(t testing.TB, c *certs.Certs) (stop func()) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
@@ -55,7 +55,7 @@ func run(t *testing.T, c *certs.Certs) (stop func()) {
 }
 
 // start makes a Certs and runs it.
-func start(t *testing.T, cfg certs.Config) (c *certs.Certs, stop func()) {
+func start(t testing.TB, cfg certs.Config) (c *certs.Certs, stop func()) {
 	t.Helper()
 	c, err := certs.New(cfg)
 	if err != nil {
@@ -65,7 +65,7 @@ func start(t *testing.T, cfg certs.Config) (c *certs.Certs, stop func()) {
 }
 
 // await fails the test when done does not close in time.
-func await(t *testing.T, what string, done <-chan struct{}) {
+func await(t testing.TB, what string, done <-chan struct{}) {
 	t.Helper()
 	select {
 	case <-done:

@@ -18,8 +18,6 @@ import (
 const (
 	// storePrefix is where everything of this package lies in the store.
 	storePrefix = "certs/"
-	// deleteBatch is how many keys go into one transaction when a directory is deleted (etcd allows 128 operations).
-	deleteBatch = 100
 	// unlockTimeout bounds the release of a lock, which must be tried even when the work was cancelled.
 	unlockTimeout = 10 * time.Second
 )
@@ -110,7 +108,7 @@ func (s *storage) Delete(ctx context.Context, key string) error {
 	for _, e := range entries {
 		ops = append(ops, store.Delete(e.Path))
 	}
-	for batch := range slices.Chunk(ops, deleteBatch) {
+	for batch := range slices.Chunk(ops, store.MaxOps) {
 		if _, err := s.store.Commit(ctx, nil, batch); err != nil {
 			return err
 		}
