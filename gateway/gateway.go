@@ -274,11 +274,27 @@ func (g *Gateway) announce(ctx context.Context) error {
 	select {
 	case <-ctx.Done():
 	case <-g.certs.Ready():
+		if err := g.writeRoot(); err != nil {
+			return err
+		}
 		g.log.Info("ready", "node", g.config.Node, "https", g.HTTPSAddr(), "dns", g.DNSAddr(), "registration", g.EnrollAddr(), "wireguard", g.tunnel.ListenAddr(), "device", g.tunnel.Device())
 		close(g.ready)
 	}
 	return nil
 }
+
+// writeRoot puts the internal CA, if that is the issuer, where clients can be given it.
+func (g *Gateway) writeRoot() error {
+	root := g.certs.Root()
+	if root == nil {
+		return nil
+	}
+	g.log.Info("certificates are issued by the internal CA; clients have to trust its root", "file", g.CertificateRootFile())
+	return os.WriteFile(g.CertificateRootFile(), root, 0o644)
+}
+
+// CertificateRootFile holds the root of the internal CA in PEM when the gateway is ready and that is the issuer.
+func (g *Gateway) CertificateRootFile() string { return filepath.Join(g.config.DataDir, "ca.pem") }
 
 // HTTPSAddr is where the proxy listens.
 func (g *Gateway) HTTPSAddr() netip.AddrPort { return g.proxy.Addr().(*net.TCPAddr).AddrPort() }
@@ -300,9 +316,6 @@ func (g *Gateway) TunnelUp(id registry.InstanceID) bool {
 	inst := g.Snapshot().Instance(id)
 	return inst != nil && g.tunnelUp(inst)
 }
-
-// CertificateRoot is the internal CA in PEM; nil with another issuer.
-func (g *Gateway) CertificateRoot() []byte { return g.certs.Root() }
 
 // publicPort is the port that clients use.
 func (g *Gateway) publicPort() int {

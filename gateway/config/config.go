@@ -91,7 +91,7 @@ type Store struct {
 
 // Certs configures the certificates of the HTTPS front.
 type Certs struct {
-	Issuer      string `toml:"issuer" help:"\"acme\" or \"internal\" (an own CA, for closed networks and trying out)"`
+	Issuer      string `toml:"issuer" help:"\"acme\" or \"internal\" (an own CA, for closed networks and trying out; its root is written to ca.pem in data_dir)"`
 	Directory   string `toml:"directory" help:"ACME directory URL"`
 	CAFile      string `toml:"ca_file" help:"PEM roots to trust the ACME directory by; empty: the system's"`
 	Email       string `toml:"email" help:"contact of the ACME account"`

@@ -4,7 +4,6 @@
 package demo
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -13,7 +12,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"path/filepath"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -118,10 +116,7 @@ func (d *Demo) launch(ctx context.Context) error {
 	}
 	patience, cancel := context.WithTimeout(ctx, readyTimeout)
 	defer cancel()
-	if err := d.settled(patience, joined); err != nil {
-		return err
-	}
-	return os.WriteFile(d.CAFile(), bytes.Clone(d.gateway.CertificateRoot()), 0o644)
+	return d.settled(patience, joined)
 }
 
 func (d *Demo) bootCVMs(ctx context.Context, authority *simtdx.Authority) (joined []chan struct{}, err error) {
@@ -224,7 +219,7 @@ func (d *Demo) config() config.Config {
 	c := config.Default()
 	c.BaseDomains = []string{d.options.Base}
 	c.Node = "demo"
-	c.DataDir = filepath.Join(d.dir, "gateway")
+	c.DataDir = d.dir
 	c.Attestation.Kind = string(ratls.KindSimulatedTDX)
 	c.Attestation.NonceInterval, c.Attestation.NonceBurst = time.Second, 100 // whoever tries the demo is one client
 	c.Proxy.Listen = netip.AddrPortFrom(loopback, d.options.HTTPS)
@@ -241,7 +236,7 @@ func (d *Demo) config() config.Config {
 }
 
 // CAFile holds the root of the demo's certificates.
-func (d *Demo) CAFile() string { return filepath.Join(d.dir, "ca.pem") }
+func (d *Demo) CAFile() string { return d.gateway.CertificateRootFile() }
 
 // Dir is where the demo keeps its state.
 func (d *Demo) Dir() string { return d.dir }
