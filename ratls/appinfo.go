@@ -5,7 +5,6 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
-	"io"
 
 	"github.com/vmihailenco/msgpack/v5"
 	"github.com/vmihailenco/msgpack/v5/msgpcode"
@@ -247,7 +246,7 @@ func decodeAppInfo(dec *msgpack.Decoder) (AppInfo, error) {
 	}
 	var info AppInfo
 	for _, f := range info.fields() {
-		if *f, err = decodeBytes(dec); err != nil {
+		if *f, err = decodeBytes(dec, maxAppInfo); err != nil {
 			return AppInfo{}, err
 		}
 	}
@@ -268,22 +267,26 @@ func decodeHashes(dec *msgpack.Decoder) ([]Hex, error) {
 	}
 	hashes := make([]Hex, n)
 	for i := range hashes {
-		if hashes[i], err = decodeBytes(dec); err != nil {
+		if hashes[i], err = decodeBytes(dec, maxAppInfo); err != nil {
 			return nil, err
 		}
 	}
 	return hashes, nil
 }
 
-// decodeBytes reads a byte string, which serde writes as bin or, for a plain vector, as an array of integers.
-func decodeBytes(dec *msgpack.Decoder) (Hex, error) {
+// decodeBytes reads a byte string of at most limit bytes, which serde writes as bin or, for a plain vector, as an array of integers.
+func decodeBytes(dec *msgpack.Decoder, limit int) (Hex, error) {
 	code, err := dec.PeekCode()
 	if err != nil {
 		return nil, err
 	}
 	switch {
 	case msgpcode.IsBin(code):
-		return dec.DecodeBytes()
+		b, err := dec.DecodeBytes()
+		if len(b) > limit {
+			return nil, fmt.Errorf("%d bytes, at most %d are read", len(b), limit)
+		}
+		return b, err
 	case !msgpcode.IsFixedArray(code) && code != msgpcode.Array16 && code != msgpcode.Array32:
 		return nil, fmt.Errorf("code %#x where bytes are needed", code)
 	}
@@ -291,11 +294,11 @@ func decodeBytes(dec *msgpack.Decoder) (Hex, error) {
 	if err != nil {
 		return nil, err
 	}
-	if n > maxAppInfo {
-		return nil, io.ErrUnexpectedEOF
+	if n > limit {
+		return nil, fmt.Errorf("%d bytes, at most %d are read", n, limit)
 	}
-	b := make(Hex, n)
-	for i := range b {
+	b := make(Hex, 0, min(n, 1<<10)) // a length is only a claim
+	for range n {
 		v, err := dec.DecodeInt64()
 		if err != nil {
 			return nil, err
@@ -303,7 +306,7 @@ func decodeBytes(dec *msgpack.Decoder) (Hex, error) {
 		if v < 0 || v > 0xff {
 			return nil, fmt.Errorf("%d where a byte is needed", v)
 		}
-		b[i] = byte(v)
+		b = append(b, byte(v))
 	}
 	return b, nil
 }

@@ -13,8 +13,8 @@ var ErrUnsupported = errors.New("not supported yet")
 // maxAttestation bounds an encoded attestation, as dstack does.
 const maxAttestation = 10 << 20
 
-// Attestation is dstack's VersionedAttestation of a TDX guest, version 0: what its RA-TLS certificates carry
-// (dstack 0.6 dstack-attest/src/attestation.rs).
+// Attestation is dstack's VersionedAttestation of a TDX guest: what its RA-TLS certificates carry (dstack 0.6
+// dstack-attest/src/attestation.rs, v1.rs). Version 0 is SCALE; version 1, MessagePack, is written when an event has version 2.
 type Attestation struct {
 	// Quote is the raw TDX quote.
 	Quote []byte
@@ -38,7 +38,7 @@ const (
 )
 
 // ParseAttestation reads an encoded attestation of at most 10 MiB. Lengths have to be encoded canonically, and nothing may
-// follow. Other platforms and the MessagePack form of version 1 are recognised and refused with [ErrUnsupported].
+// follow. Other platforms are recognised and refused with [ErrUnsupported].
 func ParseAttestation(data []byte) (*Attestation, error) {
 	if len(data) > maxAttestation {
 		return nil, fmt.Errorf("attestation of %d bytes is longer than the limit of %d", len(data), maxAttestation)
@@ -47,7 +47,7 @@ func ParseAttestation(data []byte) (*Attestation, error) {
 	version := d.byte()
 	switch {
 	case d.err == nil && isMap(version):
-		return nil, fmt.Errorf("%w: attestation version 1 (MessagePack)", ErrUnsupported)
+		return parseAttestationV1(data)
 	case d.err == nil && version != 0:
 		return nil, fmt.Errorf("attestation begins with %#x, which is no known version", version)
 	}
