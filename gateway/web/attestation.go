@@ -6,8 +6,8 @@ import (
 	"fmt"
 	"html/template"
 	"io"
+	"net"
 	"regexp"
-	"slices"
 	"strings"
 	"sync"
 )
@@ -23,14 +23,14 @@ const (
 // values behind it. What it is given is the server's own verdict, which the page calls so; with JavaScript the page fetches the
 // document with a nonce of its own, verifies it in the browser, and replaces the verdict by what it found. Every text is escaped.
 type Attestation struct {
-	// Host is the host that was asked for, without port; Node the gateway's name for itself.
+	// Host is the host that was asked for, with its port when that is not 443. Node is the gateway's name for itself.
 	Host, Node string
 	// TEE is the kind of the gateway's TEE, "tdx" or "simulated-tdx"; any other is told as not attested. Simulated says that some of
-	// the evidence is not of hardware, which the page says loudly.
+	// the evidence is not of hardware, which the page says loudly, as it does of any TEE but "tdx".
 	TEE       string
 	Simulated bool
 	// Checks are the server's own verdict, in the order in which they were made, under the names of the links of ratls.Chain. Without
-	// any the page says that the server tells none.
+	// any the page says that the server has told none.
 	Checks []Check
 	// Facts are the values behind the verdict.
 	Facts []Fact
@@ -43,6 +43,7 @@ type Attestation struct {
 
 // Check is one link of the chain and what became of it.
 type Check struct {
+	Hop    string // where on the way the link is, as in ratls.Check: "app " and the id of an instance, or anything else
 	Name   string // of the link
 	Status string // Pass, Fail or Skip
 	Detail string // what was compared, or why it failed
@@ -50,9 +51,10 @@ type Check struct {
 
 // Fact is a value that stands behind a link: a measurement, a key, a hash.
 type Fact struct {
-	Station string // one of Stations
-	Name    string // what it is, for people
-	Value   string
+	Station  string // one of Stations
+	Instance string // the id of the instance that it is about, "" for none
+	Name     string // what it is, for people
+	Value    string
 }
 
 // App is one instance behind the name.
@@ -61,109 +63,59 @@ type App struct {
 	Compose  string // the exact text of its app-compose.json, "" when it sent none
 }
 
-// Stations are the parts of the picture, in the order from the root of trust to the app. They are the values of Fact.Station.
-func Stations() []string {
-	names := make([]string, 0, len(stations))
-	for _, s := range stations {
-		names = append(names, s.Name)
+// Render writes the page. Serve it under [AttestationPolicy].
+func (a Attestation) Render(w io.Writer) error {
+	return attestationTemplate().Execute(w, struct {
+		Attestation
+		Style           template.CSS
+		Script          template.JS
+		Root, Hostname  string
+		Verdict, Failed string
+		Mark            string
+		Stations        []view
+	}{a, template.CSS(attestationStyle()), template.JS(script()), string(a.SimulatedRoot), hostname(a.Host), a.verdict(), a.failed(), a.mark(), a.views()})
+}
+
+// hostname drops the port of a host.
+func hostname(host string) string {
+	if name, _, err := net.SplitHostPort(host); err == nil {
+		return name
 	}
-	return names
+	return host
 }
 
-// station is one part of the picture.
-type station struct {
-	Name, Title, About string
-	Links              []string // names of the checks that belong to it
-}
-
-// stations divide the links of ratls.Chain. The browser's verifier has the same division (verify/page.js), held by a test.
-var stations = []station{
-	{"machine", "Machine", "A processor that keeps the host out, vouched for by its maker.", []string{"gateway-quote", "gateway-tcb"}},
-	{"gateway", "Gateway", "The program in that machine, as it was measured.",
-		[]string{"document", "gateway-event-log", "gateway-measurements", "challenge", "statement", "freshness"}},
-	{"key", "Key", "The TLS key that this name is served with, held by that program alone.", []string{"certificate-key"}},
-	{"name", "Name", "The name in the address bar.", []string{"host"}},
-	{"tunnel", "Tunnel", "WireGuard, from the gateway to the app's machine.", []string{"app-evidence", "app-binding", "wireguard-key"}},
-	{"app", "App", "The program that answers, as it was measured in its own machine.",
-		[]string{"app-quote", "app-tcb", "rtmr3-replay", "app-identity", "app-compose", "app-measurements", "instance"}},
-}
-
-// view is a station with its state.
-type view struct {
-	station
-	State  string
-	Checks []Check
-	Facts  []Fact
-	Apps   []App
-}
-
-// views divides the verdict among the stations. A check of an unknown name goes to the gateway, so that no failure is lost.
-func (a Attestation) views() []view {
-	out := make([]view, len(stations))
-	for i, s := range stations {
-		out[i].station = s
-		for _, f := range a.Facts {
-			if f.Station == s.Name {
-				out[i].Facts = append(out[i].Facts, f)
-			}
-		}
-	}
-	for _, c := range a.Checks {
-		if c.Status != Pass && c.Status != Skip {
-			c.Status = Fail
-		}
-		at := max(slices.IndexFunc(stations, func(s station) bool { return slices.Contains(s.Links, c.Name) }), 0)
-		out[at].Checks = append(out[at].Checks, c)
-	}
-	for i := range out {
-		out[i].State = state(out[i].Checks)
-	}
-	out[len(out)-1].Apps = a.Apps
-	return out
-}
-
-// state of a station: it fails when any check does, and passes only when every check does but the comparison with expected
-// measurements, which a page has none of.
-func state(checks []Check) string {
-	all := Skip
-	for _, c := range checks {
-		switch {
-		case c.Status == Fail:
-			return Fail
-		case c.Status == Skip && !strings.HasSuffix(c.Name, "-measurements"):
-			return Skip
-		case c.Status == Pass:
-			all = Pass
-		}
-	}
-	return all
-}
-
-// Verdict is Fail when any check failed or none was made, else Pass.
+// verdict is Fail when any check failed or none was made, else Pass.
 func (a Attestation) verdict() string {
-	if len(a.Checks) == 0 || slices.ContainsFunc(a.Checks, func(c Check) bool { return c.Status != Pass && c.Status != Skip }) {
+	if len(a.Checks) == 0 || a.failed() != "" {
 		return Fail
 	}
 	return Pass
 }
 
-// Render writes the page. Serve it under [AttestationPolicy].
-func (a Attestation) Render(w io.Writer) error {
-	return attestationTemplate().Execute(w, struct {
-		Attestation
-		Style   template.CSS
-		Script  template.JS
-		Root    string
-		Verdict string
-		Views   []view
-	}{a, template.CSS(attestationStyle()), template.JS(script()), string(a.SimulatedRoot), a.verdict(), a.views()})
+// mark says whether what is behind the page is hardware.
+func (a Attestation) mark() string {
+	if a.Simulated || a.TEE != "tdx" {
+		return "simulated"
+	}
+	return ""
+}
+
+// failed is the name of the first check that failed.
+func (a Attestation) failed() string {
+	for _, c := range a.Checks {
+		if status(c.Status) == Fail {
+			return c.Name
+		}
+	}
+	return ""
 }
 
 // AttestationPolicy is the Content-Security-Policy of the attestation page: its one script and its one style, by their hashes, and
-// requests to where it came from.
+// requests to where it came from. The sandbox gives the page an origin of its own: an app has the same host name, and its scripts
+// could otherwise reach into a page that they opened.
 func AttestationPolicy() string {
-	return fmt.Sprintf("default-src 'none'; script-src '%s'; style-src '%s'; img-src data:; connect-src 'self'; base-uri 'none'; form-action 'none'; "+
-		"frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'", source(script()), source(attestationStyle()))
+	return fmt.Sprintf("default-src 'none'; script-src '%s'; style-src '%s'; connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; "+
+		"frame-ancestors 'none'; sandbox allow-scripts; require-trusted-types-for 'script'; trusted-types 'none'", source(script()), source(attestationStyle()))
 }
 
 // source is the source expression that allows an inline text.
@@ -173,13 +125,15 @@ func source(text string) string {
 }
 
 var attestationTemplate = sync.OnceValue(func() *template.Template {
-	return template.Must(template.New("attestation.html").ParseFS(Files, "attestation.html"))
+	functions := template.FuncMap{"readable": readable}
+	return template.Must(template.New("attestation.html").Funcs(functions).ParseFS(Files, "attestation.html"))
 })
 
 var attestationStyle = sync.OnceValue(func() string { return style() + read("attestation.css") })
 
 // modules are the parts of the verifier, each after those that it imports.
-var modules = []string{}
+var modules = []string{"bytes.js", "json.js", "der.js", "x509.js", "intel.js", "quote.js", "tcb.js", "collateral.js", "eventlog.js", "document.js",
+	"name.js", "chain.js", "dom.js", "page.js"}
 
 // moduleSyntax is what a module has to say for itself and a part of a script has not: imports, one a line, and the word export.
 var moduleSyntax = regexp.MustCompile(`(?m)^(import .*\n|export )`)

@@ -14,7 +14,7 @@ import (
 
 // Files are the embedded sources of the pages.
 //
-//go:embed *.css *.html
+//go:embed *.css *.html verify/*.js
 var Files embed.FS
 
 // Policy is the Content-Security-Policy of every page: nothing but the style inside it.

@@ -21,8 +21,8 @@ var link = regexp.MustCompile(`(?i)\s(?:href|src|action)\s*=\s*"([^"]*)"`)
 func TestPagesAreSelfContained(t *testing.T) {
 	files := 0
 	err := fs.WalkDir(web.Files, ".", func(name string, d fs.DirEntry, err error) error {
-		if err != nil || d.IsDir() {
-			return err
+		if err != nil || d.IsDir() || name == "attestation.html" || strings.HasPrefix(name, "verify/") {
+			return err // the page with a script has a test of its own
 		}
 		files++
 		text, err := fs.ReadFile(web.Files, name)
