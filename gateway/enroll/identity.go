@@ -22,7 +22,7 @@ const (
 
 // identity is who a client certificate belongs to.
 type identity struct {
-	proof    string // one of the identity constants
+	proof    string       // one of the identity constants
 	quote    *ratls.Quote // nil when a KMS vouches
 	info     ratls.AppInfo
 	evidence *ratls.AppEvidence
