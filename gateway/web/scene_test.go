@@ -1,11 +1,13 @@
 package web_test
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"testing"
 	"time"
 
@@ -50,42 +52,61 @@ const (
 
 var sceneSPKI = []byte("the key of this connection")
 
-// shoot builds the document that a scene describes.
-func (s scene) shoot(t *testing.T, authority *simtdx.Authority, now time.Time) shot {
+// studio is where scenes are shot: a vendor at one time, with machines and collateral that many scenes share.
+type studio struct {
+	*simtdx.Authority
+	now        time.Time
+	machines   map[simtdx.MachineOptions]*simtdx.Machine
+	collateral map[simtdx.Faults][]ratls.Collateral
+}
+
+func newStudio(t *testing.T) *studio {
 	t.Helper()
+	now := time.Now().Truncate(time.Second)
+	authority, err := simtdx.New(simtdx.Options{Now: func() time.Time { return now }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &studio{authority, now, map[simtdx.MachineOptions]*simtdx.Machine{}, map[simtdx.Faults][]ratls.Collateral{}}
+}
+
+// shoot builds the document that a scene describes.
+func (st *studio) shoot(t *testing.T, s scene) shot {
+	t.Helper()
+	now := st.now
 	if s.binding == "" {
 		s.binding = ratls.BindingWireGuard
 	}
-	out := shot{now: now.Add(s.later), roots: []ratls.VerifierConfig{{Root: authority.Root()}}, subject: ratls.Subject{Host: "gateway." + sceneHost, SPKI: sceneSPKI}}
+	out := shot{now: now.Add(s.later), roots: []ratls.VerifierConfig{{Root: st.Root()}}, subject: ratls.Subject{Host: "gateway." + sceneHost, SPKI: sceneSPKI}}
 	doc := &ratls.Document{Format: ratls.Format, Apps: []ratls.AppEvidence{}}
-	st := ratls.Statement{Host: out.subject.Host, Node: "node-1", TLS: []ratls.TLSKey{{SPKI: sha256.Sum256(sceneSPKI), NotAfter: now.Add(time.Hour), Use: ratls.KeyCurrent}},
+	said := ratls.Statement{Host: out.subject.Host, Node: "node-1", TLS: []ratls.TLSKey{{SPKI: sha256.Sum256(sceneSPKI), NotAfter: now.Add(time.Hour), Use: ratls.KeyCurrent}},
 		ACMEAccount: "https://ca.example/acct/1", CAA: []string{`0 issue "ca.example"`}, IssuedAt: now, ExpiresAt: now.Add(5 * time.Minute)}
 	if s.apps >= 0 {
-		st.App = &ratls.StatementApp{}
+		said.App = &ratls.StatementApp{}
 		for i := range max(s.apps, 1) {
-			e, info := s.instance(t, authority, now, i)
+			e, info := st.instance(t, s, i)
 			doc.Apps = append(doc.Apps, *e)
-			st.App.ID = hex.EncodeToString(info.AppID)
-			st.App.Instances = append(st.App.Instances, ratls.StatementInstance{ID: e.InstanceID, WGPublicKey: wgKey, EvidenceSHA256: e.SHA256()})
+			said.App.ID = hex.EncodeToString(info.AppID)
+			said.App.Instances = append(said.App.Instances, ratls.StatementInstance{ID: e.InstanceID, WGPublicKey: wgKey, EvidenceSHA256: e.SHA256()})
 		}
-		out.subject.ID = st.App.ID
-		out.subject.Host = st.App.ID + "." + sceneHost
-		st.Host = out.subject.Host
+		out.subject.ID = said.App.ID
+		out.subject.Host = said.App.ID + "." + sceneHost
+		said.Host = out.subject.Host
 	}
 	if s.statement != nil {
-		s.statement(&st)
+		s.statement(&said)
 	}
 	var err error
-	if doc.Statement, err = st.Text(); err != nil {
+	if doc.Statement, err = said.Text(); err != nil {
 		t.Fatal(err)
 	}
 	if s.text != nil {
 		doc.Statement = s.text(doc.Statement)
 	}
 	s.challenge(t, doc, &out.subject)
-	td := boot(t, authority, s.gateway, s.gatewayVM)
+	td := st.boot(t, s.gateway, s.gatewayVM)
 	doc.Gateway = ratls.GatewayEvidence{Kind: td.Kind(), Quote: quote(t, td, ratls.GatewayReportData(doc.Challenge.Root, []byte(doc.Statement))), EventLog: eventLog(t, td), VMConfig: td.VMConfig()}
-	doc.Collateral = s.collateral(t, authority, now)
+	doc.Collateral = st.vendorSays(t, s.faults)
 	if s.document != nil {
 		s.document(doc)
 	}
@@ -99,13 +120,13 @@ func (s scene) shoot(t *testing.T, authority *simtdx.Authority, now time.Time) s
 		s.subject(&out.subject)
 	}
 	if s.foreign {
-		out.roots[0].Root = newAuthority(t, now).Root()
+		out.roots[0].Root = newStudio(t).Root()
 	}
 	return out
 }
 
 // instance boots an app and gathers its evidence.
-func (s scene) instance(t *testing.T, authority *simtdx.Authority, now time.Time, i int) (*ratls.AppEvidence, ratls.AppInfo) {
+func (st *studio) instance(t *testing.T, s scene, i int) (*ratls.AppEvidence, ratls.AppInfo) {
 	t.Helper()
 	vm := s.appVM
 	if vm.AppCompose == "" {
@@ -114,7 +135,7 @@ func (s scene) instance(t *testing.T, authority *simtdx.Authority, now time.Time
 	if vm.InstanceSeed == nil {
 		vm.InstanceSeed = []byte{byte(i)}
 	}
-	td := boot(t, authority, s.app, vm)
+	td := st.boot(t, s.app, vm)
 	info, err := td.Info()
 	if err != nil {
 		t.Fatal(err)
@@ -125,7 +146,7 @@ func (s scene) instance(t *testing.T, authority *simtdx.Authority, now time.Time
 	}
 	switch s.binding {
 	case ratls.BindingWireGuard:
-		said := ratls.AppStatement{AppID: hex.EncodeToString(info.AppID), InstanceID: e.InstanceID, WGPublicKey: wgKey, Challenge: hex.EncodeToString(make([]byte, 32)), IssuedAt: now}
+		said := ratls.AppStatement{AppID: hex.EncodeToString(info.AppID), InstanceID: e.InstanceID, WGPublicKey: wgKey, Challenge: hex.EncodeToString(make([]byte, 32)), IssuedAt: st.now}
 		if s.said != nil {
 			s.said(&said)
 		}
@@ -178,36 +199,35 @@ func (s scene) challenge(t *testing.T, doc *ratls.Document, subject *ratls.Subje
 	}
 }
 
-// collateral is the vendor's, with the faults of the scene.
-func (s scene) collateral(t *testing.T, authority *simtdx.Authority, now time.Time) []ratls.Collateral {
+// vendorSays is the collateral with faults, a copy.
+func (st *studio) vendorSays(t *testing.T, faults simtdx.Faults) []ratls.Collateral {
 	t.Helper()
-	v, err := ratls.NewVerifier(ratls.VerifierConfig{Root: authority.Root(), Getter: authority.Faulty(s.faults), Now: func() time.Time { return now }})
-	if err != nil {
-		t.Fatal(err)
+	if st.collateral[faults] == nil {
+		v, err := ratls.NewVerifier(ratls.VerifierConfig{Root: st.Root(), Getter: st.Faulty(faults), Now: func() time.Time { return st.now }})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if st.collateral[faults], err = v.Collateral(t.Context(), quote(t, st.boot(t, simtdx.MachineOptions{}, simtdx.VM{}), ratls.ReportData{})); err != nil {
+			t.Fatal(err)
+		}
 	}
-	list, err := v.Collateral(t.Context(), quote(t, boot(t, authority, simtdx.MachineOptions{}, simtdx.VM{}), ratls.ReportData{}))
-	if err != nil {
-		t.Fatal(err)
+	list := slices.Clone(st.collateral[faults])
+	for i := range list {
+		list[i].Body = bytes.Clone(list[i].Body)
 	}
 	return list
 }
 
-func newAuthority(t *testing.T, now time.Time) *simtdx.Authority {
+// boot starts a domain on the machine of some options.
+func (st *studio) boot(t *testing.T, o simtdx.MachineOptions, vm simtdx.VM) *simtdx.TD {
 	t.Helper()
-	authority, err := simtdx.New(simtdx.Options{Now: func() time.Time { return now }})
-	if err != nil {
-		t.Fatal(err)
+	var err error
+	if st.machines[o] == nil {
+		if st.machines[o], err = st.Machine(o); err != nil {
+			t.Fatal(err)
+		}
 	}
-	return authority
-}
-
-func boot(t *testing.T, authority *simtdx.Authority, o simtdx.MachineOptions, vm simtdx.VM) *simtdx.TD {
-	t.Helper()
-	machine, err := authority.Machine(o)
-	if err != nil {
-		t.Fatal(err)
-	}
-	td, err := machine.Boot(vm)
+	td, err := st.machines[o].Boot(vm)
 	if err != nil {
 		t.Fatal(err)
 	}

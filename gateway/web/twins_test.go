@@ -5,11 +5,13 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"math/rand/v2"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
+
+	"github.com/google/go-cmp/cmp"
 
 	"dstack.host/gateway/registry"
 	"dstack.host/gateway/web"
@@ -20,13 +22,12 @@ import (
 // what they do not cover has to be judged alike.
 func TestDamageIsFoundWhereGoFindsIt(t *testing.T) {
 	dir := modules(t)
-	now := time.Now().Truncate(time.Second)
-	authority := newAuthority(t, now)
-	good := scene{apps: -1}.shoot(t, authority, now)
-	seed := uint64(now.Unix())
+	studio := newStudio(t)
+	good := studio.shoot(t, scene{apps: -1})
+	seed := uint64(studio.now.Unix())
 	random := rand.New(rand.NewPCG(seed, 0))
 	var shots []shot
-	for range 150 {
+	for range 60 {
 		doc, err := ratls.ParseDocument(good.document)
 		if err != nil {
 			t.Fatal(err)
@@ -139,5 +140,28 @@ func TestTheScriptIsOneModule(t *testing.T) {
 	check.Stdin = strings.NewReader(script)
 	if out, err := check.CombinedOutput(); err != nil {
 		t.Errorf("%v\n%s", err, out)
+	}
+}
+
+// TestThePageConvergesAsRatlsDoes runs the vectors that ratls is held to.
+func TestThePageConvergesAsRatlsDoes(t *testing.T) {
+	dir := modules(t)
+	text, err := os.ReadFile("../../ratls/testdata/convergence.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var want struct{ Rows []map[string]any }
+	if err := json.Unmarshal(text, &want); err != nil {
+		t.Fatal(err)
+	}
+	var got []map[string]any
+	node(t, "converge.mjs", json.RawMessage(text), &got, dir)
+	if len(want.Rows) < 8*8*8 || len(got) != len(want.Rows) {
+		t.Fatalf("%d rows of %d", len(got), len(want.Rows))
+	}
+	for i := range got {
+		if diff := cmp.Diff(want.Rows[i], got[i]); diff != "" {
+			t.Errorf("row %d (-want +got):\n%s", i, diff)
+		}
 	}
 }

@@ -91,12 +91,11 @@ type row struct {
 
 func TestThePageVerifiesAsGoDoes(t *testing.T) {
 	dir := modules(t)
-	now := time.Now().Truncate(time.Second)
-	authority := newAuthority(t, now)
+	studio := newStudio(t)
 	rows := append(goodRows(), append(quoteRows(), append(statementRows(), appRows()...)...)...)
 	var shots []shot
 	for _, r := range rows {
-		shots = append(shots, r.shoot(t, authority, now))
+		shots = append(shots, studio.shoot(t, r.scene))
 	}
 	got := walks(t, dir, shots)
 	for i, r := range rows {

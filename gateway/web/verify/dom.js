@@ -6,7 +6,7 @@ export const byID = (id) => globalThis.document.getElementById(id);
 export function element(tag, attributes = {}, ...children) {
   const e = globalThis.document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) e.setAttribute(name, value);
-  e.append(...children.flat().filter((c) => c !== null));
+  e.append(...children.flat(Infinity).filter((c) => c !== null));
   return e;
 }
 
@@ -35,11 +35,11 @@ export function setState(e, state) {
   shown.querySelector(".word").textContent = state === "wait" ? "checking" : state;
 }
 
-// definitions lists names and values, each value with a button that copies it.
+// definitions lists names and values, each hash, id and key with a button that copies it.
 export function definitions(facts) {
   return element("dl", {}, facts.flatMap(([name, value]) => {
     const shown = element("code", {}, value);
-    return [element("dt", {}, name), element("dd", {}, shown, value === "" ? null : copyButton(name, value, shown))];
+    return [element("dt", {}, name), element("dd", {}, shown, /^[\w+/=]{12,}$/.test(value) ? copyButton(name, value, shown) : null)];
   }));
 }
 
