@@ -282,11 +282,7 @@ func decodeBytes(dec *msgpack.Decoder, limit int) (Hex, error) {
 	}
 	switch {
 	case msgpcode.IsBin(code):
-		b, err := dec.DecodeBytes()
-		if len(b) > limit {
-			return nil, fmt.Errorf("%d bytes, at most %d are read", len(b), limit)
-		}
-		return b, err
+		return decodeRaw(dec, limit)
 	case !msgpcode.IsFixedArray(code) && code != msgpcode.Array16 && code != msgpcode.Array32:
 		return nil, fmt.Errorf("code %#x where bytes are needed", code)
 	}
@@ -309,4 +305,37 @@ func decodeBytes(dec *msgpack.Decoder, limit int) (Hex, error) {
 		b = append(b, byte(v))
 	}
 	return b, nil
+}
+
+// decodeRaw reads the bytes of a bin or a string. The decoder's own methods allocate whatever length a stranger claims.
+func decodeRaw(dec *msgpack.Decoder, limit int) ([]byte, error) {
+	n, err := dec.DecodeBytesLen()
+	if err != nil {
+		return nil, err
+	}
+	if n < 0 || n > limit {
+		return nil, fmt.Errorf("%d bytes, at most %d are read", n, limit)
+	}
+	b := make([]byte, 0, min(n, 1<<10))
+	for len(b) < n { // a length is only a claim: memory follows what is there
+		more := min(n-len(b), 64<<10)
+		b = append(b, make([]byte, more)...)
+		if err := dec.ReadFull(b[len(b)-more:]); err != nil {
+			return nil, err
+		}
+	}
+	return b, nil
+}
+
+// decodeText reads a string.
+func decodeText(dec *msgpack.Decoder, limit int) (string, error) {
+	code, err := dec.PeekCode()
+	if err != nil {
+		return "", err
+	}
+	if !msgpcode.IsString(code) {
+		return "", fmt.Errorf("code %#x where text is needed", code)
+	}
+	text, err := decodeRaw(dec, limit)
+	return string(text), err
 }

@@ -78,6 +78,23 @@ func TestAppInfoRefuses(t *testing.T) {
 	}
 }
 
+func TestAppInfoCostsWhatItHolds(t *testing.T) {
+	for name, data := range map[string][]byte{
+		"bytes that claim 3 GiB":   append([]byte{0x98, 0xc6, 0xc6, 0xc6, 0xc6, 0xc6}, make([]byte, 100)...),
+		"an array that claims 4 G": append([]byte{0x98, 0xdd, 0xff, 0xff, 0xff, 0xff}, make([]byte, 100)...),
+	} {
+		result := testing.Benchmark(func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				_ = new(ratls.AppInfo).UnmarshalBinary(data)
+			}
+		})
+		if got := result.AllocedBytesPerOp(); got > 64<<10 {
+			t.Errorf("%s: %d bytes are allocated for %d", name, got, len(data))
+		}
+	}
+}
+
 func TestAppInfoRoundTrips(t *testing.T) {
 	var info, again ratls.AppInfo
 	if err := info.UnmarshalBinary(fromHex(t, dstackAppInfo)); err != nil {

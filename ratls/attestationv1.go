@@ -87,7 +87,7 @@ func (a *attestationV1) top() error {
 // tagged reads a map of kind and data, in this order, as serde writes it.
 func (a *attestationV1) tagged(kind *string, data func() error) error {
 	return a.members(map[string]func() error{
-		"kind": func() (err error) { *kind, err = a.text(64); return err },
+		"kind": func() (err error) { *kind, err = decodeText(a.dec, 64); return err },
 		"data": func() error {
 			if *kind == "" {
 				return errors.New("data before its kind")
@@ -125,7 +125,7 @@ func (a *attestationV1) stackData() error {
 			return err
 		},
 		"runtime_events": func() (err error) { a.out.RuntimeEvents, err = a.events(a.runtimeEvent); return err },
-		"config":         func() (err error) { a.out.Config, err = a.text(maxVMConfig); return err },
+		"config":         func() (err error) { a.out.Config, err = decodeText(a.dec, maxVMConfig); return err },
 		"report_data_payload": func() (err error) {
 			a.hasPodsPayload = true
 			a.payload, err = decodeBytes(a.dec, maxVMConfig)
@@ -161,7 +161,7 @@ func (a *attestationV1) logEvent() (Event, error) {
 		"imr":           func() (err error) { e.IMR, err = a.dec.DecodeUint32(); return err },
 		"event_type":    func() (err error) { e.Type, err = a.dec.DecodeUint32(); return err },
 		"digest":        func() (err error) { e.Digest, err = decodeBytes(a.dec, longestDigest); return err },
-		"event":         func() (err error) { e.Name, err = a.text(maxEventName); return err },
+		"event":         func() (err error) { e.Name, err = decodeText(a.dec, maxEventName); return err },
 		"event_payload": func() (err error) { e.Payload, err = decodeBytes(a.dec, maxEventBytes); return err },
 		"version":       func() (err error) { e.Version, err = a.dec.DecodeInt(); return err },
 		"preimage":      func() (err error) { e.Preimage, err = decodeBytes(a.dec, maxEventBytes); return err },
@@ -172,7 +172,7 @@ func (a *attestationV1) logEvent() (Event, error) {
 func (a *attestationV1) runtimeEvent() (Event, error) {
 	e := Event{IMR: rtmr3, Type: RuntimeEventType, Version: 1}
 	return e, a.members(map[string]func() error{
-		"event":   func() (err error) { e.Name, err = a.text(maxEventName); return err },
+		"event":   func() (err error) { e.Name, err = decodeText(a.dec, maxEventName); return err },
 		"payload": func() (err error) { e.Payload, err = decodeBytes(a.dec, maxEventBytes); return err },
 		"version": func() (err error) { e.Version, err = a.dec.DecodeInt(); return err },
 	})
@@ -187,7 +187,7 @@ func (a *attestationV1) members(read map[string]func() error) error {
 	}
 	seen := map[string]bool{}
 	for range n {
-		name, err := a.text(64)
+		name, err := decodeText(a.dec, 64)
 		if err != nil {
 			return err
 		}
@@ -201,13 +201,4 @@ func (a *attestationV1) members(read map[string]func() error) error {
 		}
 	}
 	return nil
-}
-
-// text reads a string.
-func (a *attestationV1) text(limit int) (string, error) {
-	s, err := a.dec.DecodeString()
-	if err == nil && len(s) > limit {
-		err = fmt.Errorf("text of %d bytes, at most %d are read", len(s), limit)
-	}
-	return s, err
 }
