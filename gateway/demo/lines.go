@@ -77,7 +77,7 @@ func (d *Demo) dig(c *cvm) Line {
 func (d *Demo) verify(c *cvm) Line {
 	url := strings.TrimSuffix(d.url(c), "/")
 	return Line{
-		Command: []string{d.options.Program, "verify", "--ca", d.CAFile(), "--simulated-root", d.RootFile(), url},
+		Command: []string{d.options.Program, "verify", "--ca", d.CAFile(), "--simulated-root", d.RootFile(), "--resolver", d.gateway.DNSAddr().String(), url},
 		Want:    "verified, but the TEE is SIMULATED",
 		Do: func(ctx context.Context) (string, error) {
 			result, err := d.Verify(ctx, url)
@@ -91,7 +91,7 @@ func (d *Demo) verify(c *cvm) Line {
 	}
 }
 
-// Verify walks the chain of a URL with the demo's roots.
+// Verify walks the chain of a URL with the demo's roots, and asks its DNS server.
 func (d *Demo) Verify(ctx context.Context, url string) (*verify.Result, error) {
 	cas, err := d.pool()
 	if err != nil {
@@ -101,7 +101,10 @@ func (d *Demo) Verify(ctx context.Context, url string) (*verify.Result, error) {
 	if err != nil {
 		return nil, err
 	}
-	return verify.URL(ctx, url, verify.Options{CAs: cas, Chain: ratls.Chain{Roots: []ratls.VerifierConfig{{}, {Root: root}}}})
+	return verify.URL(ctx, url, verify.Options{
+		CAs: cas, Chain: ratls.Chain{Roots: []ratls.VerifierConfig{{}, {Root: root}}},
+		Resolvers: []string{d.gateway.DNSAddr().String()},
+	})
 }
 
 func (d *Demo) pool() (*x509.CertPool, error) {

@@ -31,7 +31,7 @@ var layers = map[string][]string{
 	"gateway/proxy":              {"gateway/proxy/h1", "gateway/registry", "gateway/web"},
 	"gateway/enroll":             {"gateway/registry", "gateway/store", "tunnel", "ratls"},
 	"gateway":                    {"gateway/certs", "gateway/config", "gateway/enroll", "gateway/proxy", "gateway/registry", "gateway/store", "gateway/web", "dnsserver", "tunnel", "ratls", "ratls/simtdx"},
-	"gateway/verify":             {"gateway/registry", "ratls"},
+	"gateway/verify":             {"gateway/registry", "dnsserver", "ratls"},
 	"gateway/demo":               {"gateway", "gateway/config", "gateway/registry", "gateway/verify", "dnsserver", "tunnel", "tunnel/agent", "ratls", "ratls/simtdx"},
 	"gateway/cmd/dstack-gateway": {"gateway", "gateway/config", "gateway/demo", "gateway/verify", "ratls"},
 	"gateway/e2e":                {"gateway/demo"},

@@ -52,8 +52,15 @@ func write(t *testing.T, text string) string {
 	return file
 }
 
+// kept is a bundle of a demo, and roots the flags that accept it.
+const (
+	kept  = "../../verify/testdata/bundle.json"
+	roots = " --ca ../../verify/testdata/ca.pem --simulated-root ../../verify/testdata/simulated-tdx-root.pem "
+)
+
 func TestOutcomesAreTold(t *testing.T) {
 	wrong := write(t, "base_domains = [\"x\"]\nnode = 1\n")
+	pinned := write(t, "[apps]\nkey_provider = [\"kms\"]\n")
 	hardware := write(t, "base_domains = [\"dstack.example.com\"]\ndata_dir = \""+t.TempDir()+"\"\ndns.addresses = [\"203.0.113.5\"]\ntunnel.endpoint = \"203.0.113.5:51820\"\n")
 	for _, row := range []struct {
 		name, args string
@@ -73,6 +80,18 @@ func TestOutcomesAreTold(t *testing.T) {
 		{"nothing listens", "verify https://127.0.0.1:1", 2, "", "connection refused"},
 		{"not a URL", "verify ftp://x", 2, "", "is not an https URL"},
 		{"no such root file", "verify --ca /nonexistent https://127.0.0.1:1", 2, "", "no such file"},
+		{"resolver without an address", "verify --resolver dns https://127.0.0.1:1", 2, "", "is not the address of a resolver"},
+		{"no such policy", "verify --policy /nonexistent https://127.0.0.1:1", 2, "", "no such file"},
+		{"faults of a policy", "verify --policy " + wrong + " https://127.0.0.1:1", 2, "", "gateway.toml:2: node: no such key"},
+		{"a file that is no bundle", "verify " + wrong, 2, "", "gateway.toml: bundle: JSON"},
+		{"a time for a URL", "verify --at now https://127.0.0.1:1", 2, "", "--at judges a bundle"},
+		{"a bundle of a bundle", "verify --bundle x " + kept, 2, "", "need a URL"},
+		{"resolvers for a bundle", "verify --resolver 192.0.2.53 " + kept, 2, "", "need a URL"},
+		{"no time", "verify --at yesterday " + kept, 2, "", `--at "yesterday" is no time`},
+		{"a bundle at its own time", "verify" + roots + kept, 0, "replayed as of 2026-", ""},
+		{"a bundle without its roots", "verify " + kept, 1, "NOT VERIFIED: tls-certificate, gateway-quote", ""},
+		{"a bundle long after", "verify --at 2126-01-01T00:00:00Z" + roots + kept, 1, "NOT VERIFIED: ", ""},
+		{"a bundle by a policy", "verify --policy " + pinned + roots + kept, 1, "NOT VERIFIED: app-measurements", ""},
 		{"root file without a root", "verify --simulated-root " + wrong + " https://127.0.0.1:1", 2, "", "holds no certificate in PEM"},
 	} {
 		t.Run(row.name, func(t *testing.T) {
@@ -133,6 +152,32 @@ func TestVerifyExitsByItsVerdict(t *testing.T) {
 				t.Errorf("exit %d, verdict %s, failed %q; want %d and %q\n%s", code, result.Verdict, failed, row.code, row.failed, out)
 			}
 		})
+	}
+}
+
+func TestABundleIsJudgedAgainWithTheSameVerdict(t *testing.T) {
+	d, err := demo.Start(t.Context(), demo.Options{Base: demo.DefaultBase})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		d.Stop()
+		if err := d.Wait(); err != nil {
+			t.Error(err)
+		}
+	}()
+	file := filepath.Join(t.TempDir(), "seen.json")
+	roots := []string{"--ca", d.CAFile(), "--simulated-root", d.RootFile()}
+	for _, url := range []string{d.Apps()[0].URL, strings.Replace(d.Apps()[0].URL, d.Apps()[0].ID.String(), "gateway", 1)} {
+		first, errs, code := program(t, append([]string{"verify", "--resolver", d.Gateway().DNSAddr().String(), "--bundle", file, url}, roots...)...)
+		if code != 0 {
+			t.Fatalf("exit %d\n%s\n%s", code, first, errs)
+		}
+		again, errs, code := program(t, append([]string{"verify", file}, roots...)...)
+		lines := strings.SplitN(again, "\n", 3) // the second says what a replay is
+		if code != 0 || len(lines) != 3 || lines[0]+"\n"+lines[2] != first {
+			t.Errorf("exit %d\n%s\n%s\nfirst\n%s", code, again, errs, first)
+		}
 	}
 }
 
