@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"dstack.host/dnsserver"
+	"dstack.host/gateway/attest"
 	"dstack.host/gateway/certs"
 	"dstack.host/gateway/config"
 	"dstack.host/gateway/enroll"
@@ -48,7 +49,7 @@ type Gateway struct {
 	certs    *certs.Certs
 	enroll   *enroll.Server
 	proxy    *proxy.Proxy
-	attester *attester
+	attester *attest.Attester
 	ready    chan struct{} // closed by Run when names resolve and certificates serve
 }
 
@@ -172,6 +173,15 @@ func (g *Gateway) openCerts(context.Context) error {
 	return err
 }
 
+func (g *Gateway) openAttester(context.Context) (err error) {
+	a := g.config.Attestation
+	g.attester, err = attest.New(attest.Config{
+		Bases: g.config.BaseDomains, Node: g.config.Node, Validity: a.Validity, NonceInterval: a.NonceInterval, NonceBurst: a.NonceBurst,
+		Platform: g.trust.Platform, Verifier: g.trust.Verifier, Root: g.trust.Root, Certs: g.certs, Registry: g.registry, Dial: g.dial, Store: g.store, Logger: g.log,
+	})
+	return err
+}
+
 func (g *Gateway) openEnroll(ctx context.Context, version string) error {
 	certificate, err := g.enrollCertificate(ctx)
 	if err != nil {
@@ -202,7 +212,7 @@ func (g *Gateway) openProxy() (err error) {
 	kind := string(g.trust.Platform.Kind())
 	g.proxy, err = proxy.New(proxy.Config{
 		Listen: g.config.Proxy.Listen.String(), Bases: g.config.BaseDomains, Certificate: g.certs.GetCertificate,
-		Registry: g.registry.Snapshot, Dial: g.dial, TunnelUp: g.tunnelUp, Handshake: g.handshake, Own: proxy.Failing(g.config.Node, kind, g.log, g.attester.own),
+		Registry: g.registry.Snapshot, Dial: g.dial, TunnelUp: g.tunnelUp, Handshake: g.handshake, Own: proxy.Failing(g.config.Node, kind, g.log, g.attester.Serve),
 		Node: g.config.Node, TEE: kind, DrainTimeout: g.config.Proxy.DrainTimeout, Logger: g.log,
 	})
 	return err
@@ -237,7 +247,7 @@ func (g *Gateway) Run(ctx context.Context) error {
 	defer stop()
 	support, below := errgroup.WithContext(below)
 	front, ctx := errgroup.WithContext(ctx)
-	for _, run := range []func(context.Context) error{g.registry.Run, g.tunnel.Run, g.dns.Run, g.certs.Run, g.follow} {
+	for _, run := range []func(context.Context) error{g.registry.Run, g.tunnel.Run, g.dns.Run, g.certs.Run, g.attester.Run, g.follow} {
 		support.Go(func() error { return run(below) })
 	}
 	for _, run := range []func(context.Context) error{g.enroll.Run, g.proxy.Run, g.announce} {
@@ -259,27 +269,28 @@ func (g *Gateway) Run(ctx context.Context) error {
 	return errors.Join(err, g.Close())
 }
 
-// Ready is closed when the names resolve and the certificates serve.
+// Ready is closed when the names resolve, the certificates serve and their keys are attested.
 func (g *Gateway) Ready() <-chan struct{} { return g.ready }
 
 // announce closes ready.
 func (g *Gateway) announce(ctx context.Context) error {
-	for g.dns.Zones() == nil {
+	select {
+	case <-ctx.Done():
+		return nil
+	case <-g.certs.Ready():
+	}
+	for g.dns.Zones() == nil || !g.attester.Recorded() {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-time.After(20 * time.Millisecond):
 		}
 	}
-	select {
-	case <-ctx.Done():
-	case <-g.certs.Ready():
-		if err := g.writeRoot(); err != nil {
-			return err
-		}
-		g.log.Info("ready", "node", g.config.Node, "https", g.HTTPSAddr(), "dns", g.DNSAddr(), "registration", g.EnrollAddr(), "wireguard", g.tunnel.ListenAddr(), "device", g.tunnel.Device())
-		close(g.ready)
+	if err := g.writeRoot(); err != nil {
+		return err
 	}
+	g.log.Info("ready", "node", g.config.Node, "https", g.HTTPSAddr(), "dns", g.DNSAddr(), "registration", g.EnrollAddr(), "wireguard", g.tunnel.ListenAddr(), "device", g.tunnel.Device())
+	close(g.ready)
 	return nil
 }
 

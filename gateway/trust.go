@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -21,6 +22,8 @@ type Trust struct {
 	Platform ratls.Platform
 	// Verifier judges quotes. Its kind is that of the platform: a simulated gateway takes simulated CVMs, a real one real ones.
 	Verifier *ratls.Verifier
+	// Root is that of a simulated platform; nil for Intel's.
+	Root *x509.Certificate
 }
 
 // openTrust takes what was given, or opens what the configuration names.
@@ -129,5 +132,5 @@ func Simulated(authority *simtdx.Authority, policy ratls.Policy) (Trust, error) 
 	}
 	getter := ratls.NewCache(ratls.CacheConfig{Getter: authority.Getter(), Hosts: append(ratls.IntelHosts(), simtdx.Host)})
 	verifier, err := ratls.NewVerifier(ratls.VerifierConfig{Root: authority.Root(), Getter: getter, Policy: policy})
-	return Trust{Platform: td, Verifier: verifier}, err
+	return Trust{Platform: td, Verifier: verifier, Root: authority.Root()}, err
 }

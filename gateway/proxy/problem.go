@@ -29,6 +29,7 @@ const (
 	NotFound       Reason = "not_found"              // 404, on the gateway's own names
 	RateLimited    Reason = "rate_limited"           // 429
 	NoEvidence     Reason = "no_evidence"            // 503
+	Overloaded     Reason = "overloaded"             // 503
 	Internal       Reason = "gateway_error"          // 500
 	TunnelDown     Reason = "tunnel_down"            // 503
 	AppRefused     Reason = "app_refused"            // 502
@@ -54,6 +55,7 @@ var kinds = map[Reason]struct {
 	NotFound:       {404, "gateway", "Nothing is here", "The gateway itself serves only / and " + AttestationPath + "; an app is reached by its own name."},
 	RateLimited:    {429, "gateway", "Too many requests", "Wait as long as Retry-After says."},
 	NoEvidence:     {503, "gateway", "There is no evidence", "Try again in a minute; if it stays so, the gateway's operator finds the cause in its log. Until then nothing proves what runs here."},
+	Overloaded:     {503, "gateway", "The gateway is busy", "Try again in a few seconds."},
 	Internal:       {500, "gateway", "The gateway made a mistake", "Try again; if it happens again, give the request id to the gateway's operator."},
 	TunnelDown:     {503, "tunnel", "The tunnel to the app is down", "Try again in a minute. If it stays so, check that the app's VM runs and that it can send UDP to the gateway's WireGuard port."},
 	AppRefused:     {502, "app", "The app refused the connection", "Check that the app listens on this port, on all addresses of its VM; another port is addressed as <id>-<port>."},

@@ -28,7 +28,8 @@ type Config struct {
 	// Ports is the port policy to announce; nil announces an open one.
 	Ports *PortPolicy
 	// Evidence makes the request's member "evidence" for the connection whose TLS exporter it is given (ExporterLabel),
-	// binding key. It may be nil: no member. It is called once for each attempt, after the TLS handshake.
+	// binding key. It may be nil: no member. It is called once for each attempt, after the TLS handshake, and for each
+	// challenge that a gateway passes on through the tunnel (EvidencePort).
 	Evidence func(ctx context.Context, exporter []byte, key tunnel.PublicKey) (json.RawMessage, error)
 	// Tunnel is how Run opens the tunnel. PrivateKey, Address and Inbound are set by the agent, and Logger if it is nil.
 	Tunnel tunnel.Config

@@ -37,7 +37,7 @@ type link struct {
 }
 
 func newLink(cfg *Config) *link {
-	l := &link{template: cfg.Tunnel, serve: cfg.Serve, resolve: cfg.Resolve, log: cfg.Logger}
+	l := &link{template: cfg.Tunnel, serve: serving(cfg.Serve, cfg.Evidence, cfg.PrivateKey.PublicKey()), resolve: cfg.Resolve, log: cfg.Logger}
 	l.template.PrivateKey, l.template.Inbound = cfg.PrivateKey, true
 	if l.template.Logger == nil {
 		l.template.Logger = cfg.Logger

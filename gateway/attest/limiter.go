@@ -1,4 +1,4 @@
-package gateway
+package attest
 
 import (
 	"net/netip"

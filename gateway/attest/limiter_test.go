@@ -1,4 +1,4 @@
-package gateway_test
+package attest_test
 
 import (
 	"net/http/httptest"
@@ -6,7 +6,7 @@ import (
 	"testing"
 	"time"
 
-	"dstack.host/gateway"
+	"dstack.host/gateway/attest"
 )
 
 func client(i int) netip.Prefix {
@@ -14,7 +14,7 @@ func client(i int) netip.Prefix {
 }
 
 func TestLimiterAllowsABurstThenOneAnInterval(t *testing.T) {
-	l := gateway.NewLimiter(2*time.Second, 3)
+	l := attest.NewLimiter(2*time.Second, 3)
 	now := time.Unix(1000, 0)
 	for i, row := range []struct {
 		at   time.Duration
@@ -24,27 +24,27 @@ func TestLimiterAllowsABurstThenOneAnInterval(t *testing.T) {
 		{2 * time.Second, 0}, {2 * time.Second, 2 * time.Second},
 		{time.Hour, 0}, {time.Hour, 0}, {time.Hour, 0}, {time.Hour, 2 * time.Second},
 	} {
-		if got := gateway.Take(l, client(1), now.Add(row.at)); got != row.wait {
+		if got := attest.Take(l, client(1), now.Add(row.at)); got != row.wait {
 			t.Errorf("act %d after %s waits %s, want %s", i, row.at, got, row.wait)
 		}
 	}
-	if got := gateway.Take(l, client(2), now); got != 0 {
+	if got := attest.Take(l, client(2), now); got != 0 {
 		t.Errorf("another client waits %s", got)
 	}
 }
 
 func TestLimiterStaysBoundedUnderAFloodOfAddresses(t *testing.T) {
-	l := gateway.NewLimiter(time.Second, 1)
+	l := attest.NewLimiter(time.Second, 1)
 	now := time.Unix(1000, 0)
-	for i := range gateway.MaxClients {
-		if got := gateway.Take(l, client(i), now); got != 0 {
+	for i := range attest.MaxClients {
+		if got := attest.Take(l, client(i), now); got != 0 {
 			t.Fatalf("client %d waits %s", i, got)
 		}
 	}
-	if got := gateway.Take(l, client(gateway.MaxClients), now); got <= 0 {
+	if got := attest.Take(l, client(attest.MaxClients), now); got <= 0 {
 		t.Error("one client more than are remembered was let through")
 	}
-	if got := gateway.Take(l, client(gateway.MaxClients), now.Add(2*time.Second)); got != 0 {
+	if got := attest.Take(l, client(attest.MaxClients), now.Add(2*time.Second)); got != 0 {
 		t.Errorf("when the others have paid, it still waits %s", got)
 	}
 }
@@ -59,7 +59,7 @@ func TestClientsAreCountedByWhatOneOfThemCommands(t *testing.T) {
 	} {
 		r := httptest.NewRequest("GET", "/", nil)
 		r.RemoteAddr = row.remote
-		if got := gateway.ClientOf(r).String(); got != row.want {
+		if got := attest.ClientOf(r).String(); got != row.want {
 			t.Errorf("%s counts as %s, want %s", row.remote, got, row.want)
 		}
 	}

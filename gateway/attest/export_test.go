@@ -1,0 +1,22 @@
+package attest
+
+// Doors for tests.
+var (
+	NewLimiter  = newLimiter
+	Take        = (*limiter).take
+	ClientOf    = clientOf
+	ChallengeOf = challengeOf
+	Matches     = matches
+)
+
+// MaxClients is how many clients a limiter remembers.
+const MaxClients = maxClients
+
+// Negotiate is the media type that a client gets, "" for none.
+func Negotiate(accept ...string) string {
+	kind, ok := negotiate(accept)
+	if !ok {
+		return ""
+	}
+	return mediaTypes[kind]
+}

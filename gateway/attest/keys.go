@@ -1,0 +1,244 @@
+package attest
+
+import (
+	"cmp"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"dstack.host/gateway/certs"
+	"dstack.host/gateway/store"
+	"dstack.host/ratls"
+)
+
+const (
+	// keyPrefix is where the records lie in the store.
+	keyPrefix = "attested-keys/"
+	// maxRecords is how many keys are remembered; the oldest go first.
+	maxRecords = 64
+	// attestRetry is how soon a key that could not be quoted is tried again.
+	attestRetry = 5 * time.Second
+)
+
+// record is a key of a certificate, or the ACME account, with a quote of this gateway over it. Its JSON lies sealed in the store.
+type record struct {
+	PublicKey ratls.Base64 `json:"public_key"` // DER SubjectPublicKeyInfo; empty for the account
+	Account   string       `json:"account"`    // URI; "" for a key
+	Quote     string       `json:"quote"`      // as dstack's guest agent answers GetQuote: JSON text
+	MadeAt    time.Time    `json:"made_at"`
+}
+
+// path is where a record lies: one for each key and account.
+func (r record) path() string {
+	sum := sha256.Sum256(append([]byte(r.Account+":"), r.PublicKey...))
+	return keyPrefix + hex.EncodeToString(sum[:16])
+}
+
+// reportData is what the quote is over (dstack 0.6 gateway/src/distributed_certbot.rs).
+func (r record) reportData() ratls.ReportData {
+	if r.Account != "" {
+		return ratls.TaggedReportData(ratls.TagACMEAccount, []byte(r.Account))
+	}
+	return ratls.TaggedReportData(ratls.TagZTCertificate, r.PublicKey)
+}
+
+// keyring is what is recorded, as the store has it.
+type keyring struct {
+	all     atomic.Pointer[map[string]record] // by path; nil before the store has told
+	changed chan struct{}                     // holds one: the store has told something
+}
+
+func newKeyring() *keyring { return &keyring{changed: make(chan struct{}, 1)} }
+
+// list returns the records, newest first.
+func (k *keyring) list() []record {
+	all := k.all.Load()
+	if all == nil {
+		return nil
+	}
+	var list []record
+	for _, r := range *all {
+		list = append(list, r)
+	}
+	slices.SortFunc(list, func(a, b record) int {
+		return cmp.Or(b.MadeAt.Compare(a.MadeAt), strings.Compare(a.path(), b.path()))
+	})
+	return list
+}
+
+// watchKeys follows the store until ctx ends.
+func (a *Attester) watchKeys(ctx context.Context) error {
+	return a.config.Store.Watch(ctx, keyPrefix, func(u store.Update) error {
+		next := map[string]record{}
+		if old := a.keys.all.Load(); old != nil && !u.Reset {
+			for path, r := range *old {
+				next[path] = r
+			}
+		}
+		for _, e := range u.Puts {
+			var r record
+			if err := ratls.DecodeStrict(e.Value, store.MaxValue, false, &r); err != nil {
+				a.log.Error("the record of an attested key makes no sense; it is left out", "path", e.Path, "error", err)
+				continue
+			}
+			next[e.Path] = r
+		}
+		for _, path := range u.Deletes {
+			delete(next, path)
+		}
+		a.keys.all.Store(&next)
+		select {
+		case a.keys.changed <- struct{}{}:
+		default:
+		}
+		return nil
+	})
+}
+
+// attestKeys has every key that serves, and the ACME account, quoted once, until ctx ends.
+func (a *Attester) attestKeys(ctx context.Context) {
+	for {
+		certified := a.config.Certs.Changed()
+		var again <-chan time.Time
+		if err := a.attestMissing(ctx); err != nil && ctx.Err() == nil {
+			a.log.Error("the keys of the certificates could not be attested; trying again", "error", err, "after", attestRetry)
+			again = time.After(attestRetry)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-certified:
+		case <-a.keys.changed:
+		case <-again:
+		}
+	}
+}
+
+// Recorded reports whether every key that serves has its record, so that acme-info tells of it.
+func (a *Attester) Recorded() bool {
+	if a.config.Store == nil {
+		return true
+	}
+	all := a.keys.all.Load()
+	keys := a.config.Certs.Keys()
+	return all != nil && len(keys) > 0 && !slices.ContainsFunc(keys, func(k certs.Key) bool {
+		_, known := (*all)[record{PublicKey: k.SPKI}.path()]
+		return !known
+	})
+}
+
+// attestMissing makes the records that there should be and are not.
+func (a *Attester) attestMissing(ctx context.Context) error {
+	all := a.keys.all.Load()
+	if all == nil {
+		return nil // the store tells first
+	}
+	var wanted []record
+	for _, key := range a.config.Certs.Keys() {
+		wanted = append(wanted, record{PublicKey: key.SPKI})
+	}
+	if account := a.config.Certs.Account(); account != "" {
+		wanted = append(wanted, record{Account: account})
+	}
+	var errs []error
+	for _, r := range wanted {
+		if _, known := (*all)[r.path()]; !known {
+			errs = append(errs, a.attest(ctx, r))
+		}
+	}
+	return errors.Join(append(errs, a.forgetKeys(ctx, wanted))...)
+}
+
+// attest has one record quoted and stores it. Another node that was faster has done the work.
+func (a *Attester) attest(ctx context.Context, r record) error {
+	ctx, cancel := context.WithTimeout(ctx, quoteTimeout)
+	defer cancel()
+	release, err := a.turn(ctx)
+	if err != nil {
+		return err
+	}
+	evidence, err := a.prover.Quote(ctx, r.reportData())
+	release()
+	if err != nil {
+		return err
+	}
+	if r.Quote, err = dstackQuote(evidence, r.reportData()); err != nil {
+		return err
+	}
+	r.MadeAt = time.Now().UTC().Truncate(time.Second)
+	value, err := json.Marshal(r)
+	if err != nil {
+		return err
+	}
+	_, err = a.config.Store.Commit(ctx, []store.Cond{{Path: r.path()}}, []store.Op{store.Put(r.path(), value)})
+	if errors.Is(err, store.ErrConflict) {
+		return nil
+	}
+	if err == nil {
+		a.log.Info("attested", "key_sha256", fmt.Sprintf("%x", sha256.Sum256(r.PublicKey)), "account", r.Account)
+	}
+	return err
+}
+
+// forgetKeys removes the oldest records beyond maxRecords, none of those that are in use.
+func (a *Attester) forgetKeys(ctx context.Context, used []record) error {
+	list := a.keys.list()
+	var errs []error
+	for i := len(list) - 1; i >= maxRecords; i-- {
+		path := list[i].path()
+		if slices.ContainsFunc(used, func(u record) bool { return u.path() == path }) {
+			continue
+		}
+		_, err := a.config.Store.Commit(ctx, nil, []store.Op{store.Delete(path)})
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
+// dstackQuote is what dstack's guest agent answers GetQuote with, as JSON text.
+func dstackQuote(e ratls.GatewayEvidence, data ratls.ReportData) (string, error) {
+	log, err := marshal(e.EventLog)
+	if err != nil {
+		return "", err
+	}
+	text, err := marshal(struct {
+		Quote      ratls.Hex        `json:"quote"`
+		EventLog   string           `json:"event_log"`
+		ReportData ratls.ReportData `json:"report_data"`
+		VMConfig   string           `json:"vm_config"`
+	}{ratls.Hex(e.Quote), strings.TrimSpace(string(log)), data, e.VMConfig})
+	return strings.TrimSpace(string(text)), err
+}
+
+// acmeInfo is dstack's AcmeInfoResponse, with the member hist_keys that its certificate transparency monitor insists on (dstack 0.6
+// gateway/rpc/proto/gateway_rpc.proto, ct_monitor/src/main.rs).
+func (a *Attester) acmeInfo() ([]byte, error) {
+	type quoted struct {
+		PublicKey   ratls.Hex `json:"public_key"`
+		Quote       string    `json:"quote"`
+		Attestation string    `json:"attestation"`
+	}
+	info := struct {
+		AccountURI         string      `json:"account_uri"`
+		HistKeys           []ratls.Hex `json:"hist_keys"`
+		QuotedHistKeys     []quoted    `json:"quoted_hist_keys"`
+		AccountQuote       string      `json:"account_quote"`
+		AccountAttestation string      `json:"account_attestation"`
+	}{AccountURI: a.config.Certs.Account(), HistKeys: []ratls.Hex{}, QuotedHistKeys: []quoted{}}
+	for _, r := range a.keys.list() {
+		switch r.Account {
+		case "":
+			info.QuotedHistKeys = append(info.QuotedHistKeys, quoted{PublicKey: ratls.Hex(r.PublicKey), Quote: r.Quote})
+		case info.AccountURI:
+			info.AccountQuote = r.Quote
+		}
+	}
+	return marshal(info)
+}
