@@ -192,7 +192,7 @@ func (w *walk) appEvidence(context.Context) outcome {
 			}
 		}
 	}
-	return pass("%s named by the statement, with the SHA-256 of %s quote", count(len(w.apps), "instance"), plural(len(w.apps), "its", "their"))
+	return pass("%s named by the statement, with the SHA-256 of %s", count(len(w.apps), "instance"), plural(len(w.apps), "its quote", "their quotes"))
 }
 
 func count(n int, noun string) string { return fmt.Sprintf("%d %s", n, plural(n, noun, noun+"s")) }

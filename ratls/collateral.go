@@ -2,6 +2,7 @@ package ratls
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/x509"
 	"encoding/json"
@@ -9,10 +10,10 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"sync"
 	"time"
 
 	"github.com/google/go-tdx-guest/pcs"
-	"golang.org/x/sync/errgroup"
 )
 
 // The four answers of the vendor that a verification needs, by their place in endorsements.answers.
@@ -67,7 +68,8 @@ func (v *Verifier) gather(ctx context.Context, fmspc string) (*endorsements, err
 	return set, nil
 }
 
-// fetch asks for all answers at once. The place of the root's revocation list is read from the trusted root, not from a
+// fetch asks for all answers at once. Of several errors it returns that of the first in order, so that the same evidence is always
+// refused in the same words. The place of the root's revocation list is read from the trusted root, not from a
 // certificate that came with an answer.
 func (v *Verifier) fetch(ctx context.Context, fmspc string) (set [answers]Collateral, err error) {
 	urls := [answers]string{
@@ -76,21 +78,23 @@ func (v *Verifier) fetch(ctx context.Context, fmspc string) (set [answers]Collat
 		answerPCKCRL:     pcs.PckCrlURL("platform"),
 		answerRootCRL:    v.root.CRLDistributionPoints[0],
 	}
-	group, ctx := errgroup.WithContext(ctx)
+	var errs [answers]error
+	var all sync.WaitGroup
 	for i, url := range urls {
-		group.Go(func() error {
+		all.Go(func() {
 			header, body, err := v.getter.Get(ctx, url)
 			if err != nil {
-				return fmt.Errorf("collateral %s: %w", url, err)
+				errs[i] = fmt.Errorf("collateral %s: %w", url, err)
+				return
 			}
 			set[i] = Collateral{URL: url, Body: body}
 			if name := issuerChainHeader[i]; name != "" {
 				set[i].Headers = map[string]string{name: header.Get(name)}
 			}
-			return nil
 		})
 	}
-	return set, group.Wait()
+	all.Wait()
+	return set, cmp.Or(errs[:]...)
 }
 
 // read decodes the answers.
