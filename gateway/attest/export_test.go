@@ -20,3 +20,10 @@ func Negotiate(accept ...string) string {
 	}
 	return mediaTypes[kind]
 }
+
+// Waiting is how many callers stand in line.
+func Waiting(a *Attester) int {
+	a.line.mu.Lock()
+	defer a.line.mu.Unlock()
+	return a.line.waiting
+}
