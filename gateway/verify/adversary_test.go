@@ -309,3 +309,23 @@ func jsonText(t testing.TB, v any) string {
 	t.Helper()
 	return string(must(json.Marshal(v))(t))
 }
+
+// TestARealGatewayPasses at each of its names, with everything that can be asked of it, now and from the bundle.
+func TestARealGatewayPasses(t *testing.T) {
+	w := newWorld(t)
+	app := w.demo.Apps()[0]
+	compose := w.demo.Gateway().Snapshot().Instance(app.Instance).Compose.String()
+	o := w.options
+	o.Resolvers = []string{w.demo.Gateway().DNSAddr().String()}
+	o.RequireDNS, o.FreshApp = true, true
+	for _, label := range []string{app.ID.String(), "0X" + strings.ToUpper(app.ID.String()) + "-8080", app.Instance.String(), compose, "gateway"} {
+		t.Run(label, func(t *testing.T) {
+			r := must(verify.URL(t.Context(), strings.Replace(app.URL, app.ID.String(), label, 1), o))(t)
+			expect(t, r, "", "")
+			replayed(t, r, o)
+			if c := statusOf(t, r, ratls.LinkAppFresh); label != "gateway" && c.Status != ratls.Pass {
+				t.Errorf("%+v", c)
+			}
+		})
+	}
+}

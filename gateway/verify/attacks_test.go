@@ -158,9 +158,9 @@ func attacks(t *testing.T, w *world) []attack {
 			statement: func(s *ratls.Statement) { s.ACMEAccount, s.CAA = account, pinnedCAA()[1:] }},
 		{name: "records that are none", want: verify.CheckCAA, statement: func(s *ratls.Statement) { s.CAA = []string{"0 issue"} }},
 		{name: "an account without a history", want: verify.CheckHistory, text: "status 404", statement: accounted},
-		{name: "every key attested", statement: accounted, history: attested, text: "this connection's key and 1 others were quoted"},
-		{name: "history in the other form", statement: accounted, history: attestedV0, text: "this connection's key and 0 others were quoted"},
-		{name: "history without an account", history: func(m *adversary) string { return m.keys("", m.quoted(m.spki())) }, text: "this connection's key and 0 others"},
+		{name: "every key attested", statement: accounted, history: attested, text: "2 with this connection's, were quoted"},
+		{name: "history in the other form", statement: accounted, history: attestedV0, text: "1 with this connection's, were quoted"},
+		{name: "history without an account", history: func(m *adversary) string { return m.keys("", m.quoted(m.spki())) }, text: "1 with this connection's"},
 		{name: "empty history without an account", history: func(m *adversary) string { return m.keys("") }, text: "history of keys is empty"},
 		{name: "empty history", want: verify.CheckHistory, text: "not among the 0", statement: accounted, history: func(m *adversary) string { return m.keys(account) }},
 		{name: "history of another account", want: verify.CheckHistory, text: "ACME account", statement: accounted, history: func(m *adversary) string { return m.keys(account+"0", m.quoted(m.spki())) }},
@@ -177,7 +177,7 @@ func attacks(t *testing.T, w *world) []attack {
 			}},
 		{name: "history quoted by another vendor's machine", want: verify.CheckHistory, text: "quote-root", statement: accounted,
 			history: func(m *adversary) string { return m.keys(account, m.entry(m.spki(), foreign, m.spki())) }},
-		{name: "history on a platform that is out of date now", statement: accounted, text: "this connection's key and 1 others",
+		{name: "history on a platform that is out of date now", statement: accounted, text: "2 with this connection's",
 			history: func(m *adversary) string {
 				past := m.boot(m.t, simtdx.MachineOptions{Platform: ratls.StatusOutOfDate}, simtdx.VM{AppCompose: adversarysCompose})
 				return m.keys(account, m.quoted(m.spki()), m.entry([]byte("old"), past, []byte("old")))

@@ -37,13 +37,14 @@ func collect(ctx context.Context, raw string, o Options) (*Bundle, error) {
 	if err != nil {
 		return nil, err
 	}
-	b, address, err := attempt(ctx, t, o.FreshApp, true)
+	fresh := o.FreshApp && t.id != "" // the gateway's own name has no app
+	b, address, err := attempt(ctx, t, fresh, true)
 	if err != nil {
 		return nil, err
 	}
 	if b.Exporter != nil && b.Document.Status == http.StatusBadRequest {
 		refused := "the gateway refused it: " + b.Document.refusal()
-		if b, address, err = attempt(ctx, t, o.FreshApp, false); err != nil {
+		if b, address, err = attempt(ctx, t, fresh, false); err != nil {
 			return nil, err
 		}
 		b.Unbound = refused

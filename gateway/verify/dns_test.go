@@ -79,6 +79,7 @@ func TestDNSIsHeldToTheStatement(t *testing.T) {
 		{name: "nobody there, and needed", resolvers: []string{nowhere}, require: true, caa: ratls.Fail, signed: ratls.Skip, text: "no resolver could be reached"},
 		{name: "nobody to ask", caa: ratls.Skip, signed: ratls.Skip, text: "names below localhost are not in the DNS"},
 		{name: "nobody to ask, and needed", require: true, caa: ratls.Fail, signed: ratls.Skip},
+		{name: "nobody to ask, signatures demanded", dnssec: true, caa: ratls.Skip, signed: ratls.Fail},
 		{name: "signatures demanded of a zone without", resolvers: []string{resolver(t, demo.DefaultBase, same...)}, dnssec: true, caa: ratls.Pass, signed: ratls.Fail},
 		{name: "signatures demanded, nobody there", resolvers: []string{nowhere}, dnssec: true, caa: ratls.Skip, signed: ratls.Fail},
 	} {

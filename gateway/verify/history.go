@@ -69,7 +69,7 @@ func (j *judgement) history(ctx context.Context) ratls.Check {
 	if !found {
 		return fail(CheckHistory, "this connection's key is not among the %d that the gateway's program had quoted", len(info.Keys))
 	}
-	return pass(CheckHistory, "this connection's key and %d others were quoted by app %x, as all of its certificates' keys", len(info.Keys)-1, []byte(h.app))
+	return pass(CheckHistory, "all keys that its certificates are said to have had, %d with this connection's, were quoted by app %x", len(info.Keys), []byte(h.app))
 }
 
 // acmeInfo reads the history; nil, with the reason, when the gateway offers none.

@@ -97,7 +97,7 @@ func (m *memory) whyAway() string {
 
 // silent reports that DNS has nothing to say of the host, because nobody asks it for localhost.
 func (m *memory) silent(host string) bool {
-	return isLocalhost(host) && len(m.bundle.Resolvers) == 0 && len(m.bundle.DNS) == 0
+	return isLocalhost(host) && len(m.bundle.Resolvers) == 0
 }
 
 // Get implements [ratls.Getter]: from the document, from the bundle, and then from the vendor.
