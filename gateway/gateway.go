@@ -19,6 +19,7 @@ import (
 	"dstack.host/gateway/certs"
 	"dstack.host/gateway/config"
 	"dstack.host/gateway/enroll"
+	"dstack.host/gateway/explorer"
 	"dstack.host/gateway/proxy"
 	"dstack.host/gateway/registry"
 	"dstack.host/gateway/store"
@@ -178,6 +179,7 @@ func (g *Gateway) openAttester(context.Context) (err error) {
 	g.attester, err = attest.New(attest.Config{
 		Bases: g.config.BaseDomains, Node: g.config.Node, Validity: a.Validity, NonceInterval: a.NonceInterval, NonceBurst: a.NonceBurst,
 		Platform: g.trust.Platform, Verifier: g.trust.Verifier, Root: g.trust.Root, Certs: g.certs, Registry: g.registry, Dial: g.dial, Store: g.store, Logger: g.log,
+		Explorer: explorer.New(explorer.Config{Roots: g.trust.roots()}),
 	})
 	return err
 }

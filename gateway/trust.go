@@ -26,6 +26,15 @@ type Trust struct {
 	Root *x509.Certificate
 }
 
+// roots are those that evidence shown to this gateway may descend from.
+func (t Trust) roots() []ratls.VerifierConfig {
+	roots := []ratls.VerifierConfig{{}}
+	if t.Root != nil {
+		roots = append(roots, ratls.VerifierConfig{Root: t.Root})
+	}
+	return roots
+}
+
 // openTrust takes what was given, or opens what the configuration names.
 func (g *Gateway) openTrust(given *Trust) (err error) {
 	if given != nil {

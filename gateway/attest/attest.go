@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/http"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -65,6 +66,8 @@ type Config struct {
 	Registry Registry
 	// Dial connects to a port of an instance through the tunnel.
 	Dial func(ctx context.Context, inst *registry.Instance, port uint16) (net.Conn, error)
+	// Explorer answers at /explorer on the gateway's own names; nil for nothing there.
+	Explorer http.Handler
 	// Store keeps the records of attested TLS keys below "attested-keys/"; nil keeps none, and acme-info then lists none.
 	Store *store.Store
 	// Logger takes the log; nil discards it.

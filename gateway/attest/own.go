@@ -8,9 +8,16 @@ import (
 	"dstack.host/gateway/proxy"
 )
 
+// explorerPath is where the attestation explorer is.
+const explorerPath = "/explorer"
+
 // serveOwn answers on the gateway's own names, with the paths of dstack's gateway (dstack 0.6 gateway/src/proxy/tls_terminate.rs):
 // the leading /.dstack is optional.
 func (a *Attester) serveOwn(w http.ResponseWriter, r *http.Request, s subject) error {
+	if r.URL.Path == explorerPath && a.config.Explorer != nil {
+		a.config.Explorer.ServeHTTP(w, r)
+		return nil
+	}
 	path := strings.TrimPrefix(r.URL.Path, "/.dstack")
 	known := map[string]func(http.ResponseWriter, *http.Request, subject) error{
 		"/": a.serveLanding, "/health": a.serveHealth, "/index": a.serveIndex, "/app-info": a.serveAppInfo, "/acme-info": a.serveACMEInfo,

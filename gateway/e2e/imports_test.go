@@ -31,10 +31,11 @@ var layers = map[string][]string{
 	"gateway/proxy":              {"gateway/proxy/h1", "gateway/registry", "gateway/web"},
 	"gateway/enroll":             {"gateway/registry", "gateway/store", "tunnel", "ratls"},
 	"gateway/attest":             {"gateway/certs", "gateway/proxy", "gateway/registry", "gateway/store", "gateway/web", "tunnel/agent", "ratls"},
-	"gateway":                    {"gateway/attest", "gateway/certs", "gateway/config", "gateway/enroll", "gateway/proxy", "gateway/registry", "gateway/store", "gateway/web", "dnsserver", "tunnel", "ratls", "ratls/simtdx"},
+	"gateway":                    {"gateway/attest", "gateway/certs", "gateway/config", "gateway/enroll", "gateway/explorer", "gateway/proxy", "gateway/registry", "gateway/store", "gateway/web", "dnsserver", "tunnel", "ratls", "ratls/simtdx"},
+	"gateway/explorer":           {"gateway/registry", "gateway/verify", "gateway/web", "ratls"},
 	"gateway/verify":             {"gateway/registry", "dnsserver", "ratls"},
 	"gateway/demo":               {"gateway", "gateway/config", "gateway/registry", "gateway/verify", "dnsserver", "tunnel", "tunnel/agent", "ratls", "ratls/simtdx"},
-	"gateway/cmd/dstack-gateway": {"gateway", "gateway/config", "gateway/demo", "gateway/verify", "ratls"},
+	"gateway/cmd/dstack-gateway": {"gateway", "gateway/config", "gateway/demo", "gateway/explorer", "gateway/verify", "ratls"},
 	"gateway/e2e":                {"gateway/demo"},
 }
 
