@@ -23,7 +23,7 @@ const (
 // values behind it. What it is given is the server's own verdict, which the page calls so; with JavaScript the page fetches the
 // document with a nonce of its own, verifies it in the browser, and replaces the verdict by what it found. Every text is escaped.
 type Attestation struct {
-	// Host is the host that was asked for, with its port when that is not 443. Node is the gateway's name for itself.
+	// Host is the host that was asked for, if possible with its port when that is not 443. Node is the gateway's name for itself.
 	Host, Node string
 	// TEE is the kind of the gateway's TEE, "tdx" or "simulated-tdx"; any other is told as not attested. Simulated says that some of
 	// the evidence is not of hardware, which the page says loudly, as it does of any TEE but "tdx".

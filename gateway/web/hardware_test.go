@@ -14,9 +14,9 @@ import (
 func TestThePageVerifiesHardware(t *testing.T) {
 	dir := modules(t)
 	type told struct {
-		Signatures, Attributes, Collateral string
-		Version                            int
-		Kind, Family                       string
+		Signatures, Attributes, Vendor, Collateral string
+		Version                                    int
+		Kind, Family                               string
 	}
 	tests := []struct {
 		name, file string
@@ -36,6 +36,7 @@ func TestThePageVerifiesHardware(t *testing.T) {
 		}},
 	}
 	for _, test := range tests {
+		test.want.Vendor = "qe-identity: vendor of the quoting enclave is 00000000000000000000000000000000, want Intel's"
 		t.Run(test.name, func(t *testing.T) {
 			var got told
 			node(t, "hardware.mjs", nil, &got, dir, "testdata/intel/"+test.file, "testdata/intel/collateral.json", strconv.FormatInt(test.at.UnixMilli(), 10))

@@ -20,6 +20,7 @@ type scene struct {
 	gateway, app     simtdx.MachineOptions
 	gatewayVM, appVM simtdx.VM
 	faults           simtdx.Faults
+	revoked          bool          // the gateway's machine
 	binding          ratls.Binding // of the app; BindingWireGuard when ""
 	apps             int           // instances; 1 when 0, none when negative
 	leaves           int           // challenges that were answered together; 1 when 0, none when negative
@@ -106,6 +107,9 @@ func (st *studio) shoot(t *testing.T, s scene) shot {
 	s.challenge(t, doc, &out.subject)
 	td := st.boot(t, s.gateway, s.gatewayVM)
 	doc.Gateway = ratls.GatewayEvidence{Kind: td.Kind(), Quote: quote(t, td, ratls.GatewayReportData(doc.Challenge.Root, []byte(doc.Statement))), EventLog: eventLog(t, td), VMConfig: td.VMConfig()}
+	if s.revoked {
+		s.faults.RevokedMachine = st.machines[s.gateway]
+	}
 	doc.Collateral = st.vendorSays(t, s.faults)
 	if s.document != nil {
 		s.document(doc)

@@ -47,6 +47,7 @@ async function main(page) {
   for (const e of page.querySelectorAll("[data-station], [data-link]")) setState(e, "wait");
   for (const command of page.querySelectorAll(".command")) {
     const shown = command.querySelector("pre");
+    if (/^[\w.-]+(:\d+)?$/.test(location.host)) shown.textContent = shown.textContent.replace(/https:\/\/[^\s/]+/g, `https://${location.host}`);
     command.append(copyButton("command", shown.textContent, shown));
   }
   try {
@@ -88,7 +89,7 @@ function show(page, report) {
   page.dataset.verdict = failed ? "fail" : "pass";
   page.dataset.failed = failed?.name ?? "";
   const seen = "Two links are beyond a page: the key of its own connection, and whether these are the programs you expect. The commands below check both.";
-  if (failed) headline("fail", "Checked by your browser", `Fails at ${failed.name}`, `${failed.detail.charAt(0).toUpperCase()}${failed.detail.slice(1)}. Do not trust what this name shows you.`);
+  if (failed) headline("fail", "Checked by your browser", `Fails at ${failed.name}`, `${failed.detail.replace(`${failed.name}: `, "")}. Do not trust what this name shows you.`);
   else if (report.simulated) headline("pass", "Checked by your browser", "The chain holds, in a simulation", "Every signature is right, below a root that this gateway made itself. It proves nothing about hardware.");
   else headline("pass", "Checked by your browser", "The chain holds, as far as a page can see", seen);
 }
