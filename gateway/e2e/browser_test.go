@@ -337,3 +337,25 @@ func TestTheRecipeOfThePageWorks(t *testing.T) {
 		t.Errorf("the key of the connection is not one of the statement's:\n%s", out)
 	}
 }
+
+func TestARealGatewaysPageInABrowser(t *testing.T) {
+	b := openBrowser(t)
+	d := start(t, demo.Options{})
+	app := strings.TrimSuffix(d.Apps()[0].URL, "/")
+	own := strings.Replace(app, d.Apps()[0].ID.String(), "gateway", 1)
+	for name, url := range map[string]string{"app": app + wellKnown, "own": own + "/"} {
+		t.Run(name, func(t *testing.T) {
+			b.t = t
+			b.open(url, view{width: 1200, height: 900})
+			if got := b.await(verdict); got != "pass  simulated" {
+				var text string
+				b.evaluate(`document.getElementById("verdict").innerText`, &text)
+				t.Errorf("verdict %q: %s", got, text)
+			}
+			looksRight(t, b)
+			quiet(t, b)
+			b.picture("real-" + name)
+		})
+	}
+	b.t = t
+}
