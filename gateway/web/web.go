@@ -83,23 +83,3 @@ func hops(failed string) []Hop {
 	}
 	return path
 }
-
-var landingTemplate = sync.OnceValue(func() *template.Template {
-	return template.Must(template.New("landing.html").ParseFS(Files, "landing.html"))
-})
-
-// Landing is what the gateway's own names show. Every text is escaped.
-type Landing struct {
-	Host     string // as it was asked for
-	Node     string
-	TEE      string // kind of the gateway's TEE
-	Evidence string // path of the attestation document
-}
-
-// Render writes the page.
-func (l Landing) Render(w io.Writer) error {
-	return landingTemplate().Execute(w, struct {
-		Landing
-		Style template.CSS
-	}{l, template.CSS(style())})
-}
