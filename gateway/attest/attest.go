@@ -66,6 +66,8 @@ type Config struct {
 	Registry Registry
 	// Dial connects to a port of an instance through the tunnel.
 	Dial func(ctx context.Context, inst *registry.Instance, port uint16) (net.Conn, error)
+	// Port is the one that clients use, for the page; nil means 443.
+	Port func() int
 	// Explorer answers at /explorer on the gateway's own names; nil for nothing there.
 	Explorer http.Handler
 	// Store keeps the records of attested TLS keys below "attested-keys/"; nil keeps none, and acme-info then lists none.

@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"net"
+	"strconv"
 	"sync"
 
 	"dstack.host/gateway/web"
@@ -15,11 +17,14 @@ var pagePolicy = sync.OnceValue(func() []string { return []string{web.Attestatio
 
 // page is the document as people see it: the server's own verdict, and the means to reach one's own.
 func (a *Attester) page(s subject, d *ratls.Document, text []byte) ([]byte, error) {
-	p := web.Attestation{Host: s.host, Node: a.config.Node, TEE: string(a.config.Platform.Kind()), SimulatedRoot: a.rootPEM}
+	p := web.Attestation{Host: a.authority(s.host), Node: a.config.Node, TEE: string(a.config.Platform.Kind()), SimulatedRoot: a.rootPEM}
 	report := a.judge(s, d, text)
 	p.Simulated = report.Simulated
 	for _, c := range report.Checks {
 		p.Checks = append(p.Checks, web.Check{Hop: c.Hop, Name: c.Name, Status: string(c.Status), Detail: c.Detail})
+	}
+	for _, c := range report.Claims {
+		p.Facts = append(p.Facts, web.Claimed(c.Hop, c.Name, c.Value, c.Source))
 	}
 	for _, e := range d.Apps {
 		p.Apps = append(p.Apps, web.App{Instance: e.InstanceID, Compose: e.AppCompose})
@@ -27,6 +32,17 @@ func (a *Attester) page(s subject, d *ratls.Document, text []byte) ([]byte, erro
 	var b bytes.Buffer
 	err := p.Render(&b)
 	return b.Bytes(), err
+}
+
+// authority is a host with the port that clients use, unless that is the usual one.
+func (a *Attester) authority(host string) string {
+	if a.config.Port == nil {
+		return host
+	}
+	if port := a.config.Port(); port != 443 {
+		return net.JoinHostPort(host, strconv.Itoa(port))
+	}
+	return host
 }
 
 // judge is the gateway's own walk along the chain of its document. A page can't say which key it came with, so any of those that
