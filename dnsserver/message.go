@@ -2,185 +2,157 @@ package dnsserver
 
 import (
 	"encoding/binary"
+	"slices"
+	"time"
 
 	"github.com/miekg/dns"
 )
 
-// headerOctets is the size of a message's header, RFC 1035 section 4.1.1.
-const headerOctets = 12
+// answer is a packed response without what depends on the single query: id,
+// RD, the case of the question, EDNS. It is not changed once made.
+type answer struct {
+	// body is header, question in lower case, and the records but the OPT.
+	body []byte
+	// ttl is the TTL field of the OPT: extended rcode, version and flags.
+	ttl uint32
+	// options is the OPT's data: extended errors.
+	options []byte
+}
+
+func (a *answer) rcode() int { return int(a.body[3]&0xf) | int(a.ttl>>24)<<4 }
+
+// responder turns packets into packets. It belongs to one goroutine.
+type responder struct {
+	transport Transport
+	cache     *cache // nil: every answer is decided anew
+	query     query
+	answer    answer // to query, where the cache does not have it
+	scratch   []byte // its body
+}
 
 // respond answers a packet with a packet, or with nil if it must not be
-// answered: what is too short for a header, and responses. The answer is in buf
-// where it fits.
-//
-// The library's own reader is not used for what strangers send: it takes a
-// message whose counts lie, refuses one whose EDNS options it knows better than
-// we care to, and builds everything that is then thrown away.
-func (zs *Zones) respond(buf, packet []byte, transport Transport, maxSize int) []byte {
-	query, ok := parseQuery(packet)
-	if query == nil {
+// answered. The answer is in buf where it fits. Nothing is allocated for an
+// answer that the cache has.
+func (r *responder) respond(buf, packet []byte, from *view, now time.Time) []byte {
+	q := &r.query
+	verdict := q.read(packet)
+	switch verdict {
+	case silent:
 		return nil
+	case readable:
+		if r.cache != nil {
+			if a := r.cache.get(q, from.generation, now); a != nil && r.fits(a) {
+				return r.finish(buf, a)
+			}
+		}
 	}
-	var m *dns.Msg
-	if ok {
-		m = zs.Answer(query, transport, maxSize)
-	} else {
-		m = begin(query)
-		refuseFormat.write(m)
+	a, keep := r.decide(verdict, from.zones)
+	if keep && r.cache != nil {
+		r.cache.put(q, from.generation, now, a)
 	}
-	out, err := m.PackBuffer(buf)
+	return r.finish(buf, a)
+}
+
+// decide makes the answer to the query that was read, and tells whether the
+// same question will be answered the same by these zones.
+func (r *responder) decide(verdict verdict, zones *Zones) (a *answer, keep bool) {
+	q := &r.query
+	if verdict == malformed {
+		q.edns = edns{}
+		return r.pack(refuse(q, &refuseFormat)), false
+	}
+	a = r.pack(zones.Answer(q.message(maxMessage), r.transport, maxMessage))
+	if r.fits(a) {
+		// What strangers can make up without end, names that don't exist, is not kept.
+		return a, verdict == readable && a.rcode() == dns.RcodeSuccess && len(a.body) <= MaxUDPPayload
+	}
+	// The OPT is counted by Answer, but left out for those who do not speak EDNS.
+	size := r.limit()
+	if !q.edns.present {
+		size = min(size+optOctets, maxMessage)
+	}
+	return r.pack(zones.Answer(q.message(uint16(size)), r.transport, size)), false
+}
+
+// refuse is the response to a query that [Zones.Answer] need not see.
+func refuse(q *query, why *refusal) *dns.Msg {
+	m := begin(q.message(maxMessage))
+	why.write(m)
+	return m
+}
+
+// limit is the most octets that the answer may have (RFC 6891 section 6.2.3).
+func (r *responder) limit() int {
+	if r.transport != UDP {
+		return maxMessage
+	}
+	if !r.query.edns.present {
+		return dns.MinMsgSize
+	}
+	return min(max(dns.MinMsgSize, int(r.query.edns.size)), MaxUDPPayload)
+}
+
+// optOctets is the size of an OPT without options.
+const optOctets = 11
+
+func (r *responder) fits(a *answer) bool {
+	size := len(a.body)
+	if r.query.edns.present {
+		size += optOctets + len(a.options)
+	}
+	return size <= r.limit()
+}
+
+// pack packs a message and takes its OPT apart.
+func (r *responder) pack(m *dns.Msg) *answer {
+	a := &r.answer
+	if opt := m.IsEdns0(); opt != nil {
+		a.ttl, a.options = opt.Hdr.Ttl&0xffffff|uint32(m.Rcode)>>4<<24, packErrors(opt)
+	}
+	m.Extra = slices.DeleteFunc(m.Extra, func(rr dns.RR) bool { return rr.Header().Rrtype == dns.TypeOPT })
+	m.Rcode &= 0xf
+	body, err := m.PackBuffer(r.scratch)
 	if err != nil {
 		// Can't happen: the zone's records were packed when it was made.
-		m = &dns.Msg{MsgHdr: dns.MsgHdr{Id: query.Id, Response: true, Opcode: query.Opcode, Rcode: dns.RcodeServerFailure}}
-		if out, err = m.PackBuffer(buf); err != nil {
-			return nil
+		body = make([]byte, headerOctets)
+		body[2], body[3] = flagQR|byte(m.Opcode)<<3, dns.RcodeServerFailure
+	}
+	r.scratch = body[:cap(body)]
+	a.body = body
+	return a
+}
+
+// packErrors packs the extended errors of an OPT (RFC 8914 section 2).
+func packErrors(opt *dns.OPT) (out []byte) {
+	for _, option := range opt.Option {
+		if e, ok := option.(*dns.EDNS0_EDE); ok {
+			out = binary.BigEndian.AppendUint16(out, dns.EDNS0EDE)
+			out = binary.BigEndian.AppendUint16(out, uint16(2+len(e.ExtraText)))
+			out = binary.BigEndian.AppendUint16(out, e.InfoCode)
+			out = append(out, e.ExtraText...)
 		}
 	}
 	return out
 }
 
-// parseQuery reads a query strictly, up to what an answer depends on: header,
-// question and the OPT's fixed fields; of all other records it takes the
-// framing. It returns nil for what must not be answered, and false with what
-// could be read if the message is malformed. Of opcodes other than QUERY only
-// the header is read, for their sections may mean anything.
-func parseQuery(packet []byte) (*dns.Msg, bool) {
-	if len(packet) < headerOctets || packet[2]&0x80 != 0 {
-		return nil, false
+// finish makes an answer the response to the query that was read: its id, its
+// RD, its question octet for octet, and EDNS in kind.
+func (r *responder) finish(buf []byte, a *answer) []byte {
+	q := &r.query
+	out := append(buf[:0], a.body...)
+	out[0], out[1] = q.packet[0], q.packet[1]
+	if q.recurse() {
+		out[2] |= flagRD
 	}
-	query := &dns.Msg{MsgHdr: dns.MsgHdr{
-		Id:               binary.BigEndian.Uint16(packet),
-		Opcode:           int(packet[2]>>3) & 0xf,
-		RecursionDesired: packet[2]&0x01 != 0,
-	}}
-	if query.Opcode != dns.OpcodeQuery {
-		return query, true
+	if out[5] == 1 { // a question
+		copy(out[headerOctets:], q.asked())
 	}
-	p := parser{packet: packet, off: headerOctets}
-	if binary.BigEndian.Uint16(packet[4:]) != 1 || !p.question(query) {
-		return query, false
+	if !q.edns.present {
+		return out
 	}
-	opt, ok := p.records(
-		binary.BigEndian.Uint16(packet[6:]),
-		binary.BigEndian.Uint16(packet[8:]),
-		binary.BigEndian.Uint16(packet[10:]),
-		query.Question[0].Qtype == dns.TypeIXFR,
-	)
-	if !ok {
-		return query, false
-	}
-	if opt != nil {
-		query.Extra = []dns.RR{opt}
-	}
-	return query, true
-}
-
-// parser walks a message.
-type parser struct {
-	packet []byte
-	off    int
-}
-
-// question reads the question, whose name can't be compressed: there is
-// nothing before it to point to.
-func (p *parser) question(query *dns.Msg) bool {
-	begin := p.off
-	if compressed, ok := p.skipName(); !ok || compressed || p.off-begin > maxNameOctets || len(p.packet)-p.off < 4 {
-		return false
-	}
-	name, _, err := dns.UnpackDomainName(p.packet, begin)
-	if err != nil {
-		return false
-	}
-	query.Question = []dns.Question{{
-		Name:   name,
-		Qtype:  binary.BigEndian.Uint16(p.packet[p.off:]),
-		Qclass: binary.BigEndian.Uint16(p.packet[p.off+2:]),
-	}}
-	p.off += 4
-	return true
-}
-
-// skipName moves past a name and tells whether it ended in a compression pointer.
-func (p *parser) skipName() (compressed, ok bool) {
-	for p.off < len(p.packet) {
-		n := int(p.packet[p.off])
-		switch {
-		case n == 0:
-			p.off++
-			return false, true
-		case n >= 0xc0:
-			p.off += 2
-			return true, p.off <= len(p.packet)
-		case n > maxLabelOctets:
-			return false, false
-		}
-		p.off += 1 + n
-	}
-	return false, false
-}
-
-// records walks the other sections up to the packet's end. A query has no
-// answers, and authority records only for IXFR.
-func (p *parser) records(answers, authority, additional uint16, transfer bool) (*dns.OPT, bool) {
-	if answers > 0 || authority > 1 || authority == 1 && !transfer {
-		return nil, false
-	}
-	if authority == 1 {
-		if opt, ok := p.record(); !ok || opt != nil {
-			return nil, false
-		}
-	}
-	var found *dns.OPT
-	for range additional {
-		opt, ok := p.record()
-		if !ok || opt != nil && found != nil { // one OPT at most, RFC 6891 section 6.1.1
-			return nil, false
-		}
-		if opt != nil {
-			found = opt
-		}
-	}
-	return found, p.off == len(p.packet)
-}
-
-// record moves past one record and returns it if it is an OPT.
-func (p *parser) record() (*dns.OPT, bool) {
-	root := p.off < len(p.packet) && p.packet[p.off] == 0
-	if _, ok := p.skipName(); !ok || len(p.packet)-p.off < 10 {
-		return nil, false
-	}
-	fixed := p.packet[p.off : p.off+10]
-	p.off += 10
-	size := int(binary.BigEndian.Uint16(fixed[8:]))
-	if len(p.packet)-p.off < size {
-		return nil, false
-	}
-	data := p.packet[p.off : p.off+size]
-	p.off += size
-	if binary.BigEndian.Uint16(fixed) != dns.TypeOPT {
-		return nil, true
-	}
-	return &dns.OPT{Hdr: dns.RR_Header{
-		Name:   ".",
-		Rrtype: dns.TypeOPT,
-		Class:  binary.BigEndian.Uint16(fixed[2:]),
-		Ttl:    binary.BigEndian.Uint32(fixed[4:]),
-	}}, root && wellFormedOptions(data)
-}
-
-// wellFormedOptions tells whether the options fill the OPT's data exactly.
-// What they say is ignored (RFC 6891 section 6.1.2).
-func wellFormedOptions(data []byte) bool {
-	for len(data) > 0 {
-		if len(data) < 4 {
-			return false
-		}
-		size := 4 + int(binary.BigEndian.Uint16(data[2:]))
-		if len(data) < size {
-			return false
-		}
-		data = data[size:]
-	}
-	return true
+	binary.BigEndian.PutUint16(out[10:], binary.BigEndian.Uint16(out[10:])+1)
+	out = append(out, 0, 0, byte(dns.TypeOPT), MaxUDPPayload>>8, MaxUDPPayload&0xff)
+	out = binary.BigEndian.AppendUint32(out, a.ttl)
+	out = binary.BigEndian.AppendUint16(out, uint16(len(a.options)))
+	return append(out, a.options...)
 }

@@ -33,7 +33,8 @@ type Config struct {
 	// one. The host is an IP address or empty for all of the machine; port 0
 	// takes one that is free (see Server.Addrs).
 	Listen []string
-	// Workers answer one UDP socket's packets. Zero: as many as CPUs.
+	// Workers answer the packets of one UDP address, on Linux each with a socket
+	// of its own. Zero: as many as CPUs.
 	Workers int
 	// MaxConns and MaxConnsPerClient bound the open TCP connections; one more
 	// is closed at once. Zero: 512 and 32.
@@ -49,10 +50,11 @@ type Config struct {
 type Server struct {
 	config Config // completed by New
 	log    *slog.Logger
-	udp    []*udpSocket   // set by New
-	tcp    []net.Listener // set by New, one for each of udp
+	udp    []*net.UDPConn // set by New
+	tcp    []net.Listener // set by New, one for each address
+	cache  *cache         // set by New
 
-	zones   atomic.Pointer[Zones] // replaced by SetZones
+	view    atomic.Pointer[view] // replaced by SetZones
 	started atomic.Bool
 	conns   connTable
 }
@@ -63,7 +65,8 @@ func New(c Config) (*Server, error) {
 	if err := c.complete(); err != nil {
 		return nil, err
 	}
-	s := &Server{config: c, log: c.Logger}
+	s := &Server{config: c, log: c.Logger, cache: newCache()}
+	s.view.Store(&view{})
 	s.conns.init(c.MaxConns, c.MaxConnsPerClient)
 	var faults []error
 	for _, address := range c.Listen {
@@ -123,22 +126,25 @@ func checkListen(address string) error {
 	return nil
 }
 
-// bind opens the UDP and the TCP socket of one address on the same port.
+// bind opens the UDP sockets and the TCP socket of one address on the same port.
 func (s *Server) bind(address string) error {
 	host, port, _ := net.SplitHostPort(address)
 	var last error
 	for range portAttempts {
-		socket, err := listenUDP(address)
+		sockets, err := listenUDP(address, min(s.config.Workers, maxSockets))
 		if err != nil {
 			return fmt.Errorf("dns: %w", err)
 		}
-		bound := socket.conn.LocalAddr().(*net.UDPAddr).Port
+		bound := sockets[0].LocalAddr().(*net.UDPAddr).Port
 		listener, err := net.Listen("tcp", net.JoinHostPort(host, strconv.Itoa(bound)))
 		if err == nil {
-			s.udp, s.tcp = append(s.udp, socket), append(s.tcp, listener)
+			s.udp, s.tcp = append(s.udp, sockets...), append(s.tcp, listener)
 			return nil
 		}
-		last = errors.Join(fmt.Errorf("dns: %w", err), socket.conn.Close())
+		last = fmt.Errorf("dns: %w", err)
+		for _, socket := range sockets {
+			last = errors.Join(last, socket.Close())
+		}
 		if n, _ := strconv.Atoi(port); n != 0 {
 			break
 		}
@@ -161,11 +167,17 @@ func (s *Server) Addrs() []netip.AddrPort {
 // answered SERVFAIL with the extended error Not Ready. When it returns, every
 // query that arrives is answered from the new zones.
 func (s *Server) SetZones(zones ...*Zone) {
-	s.zones.Store(NewZones(zones...))
+	set := NewZones(zones...)
+	for {
+		old := s.view.Load()
+		if s.view.CompareAndSwap(old, &view{zones: set, generation: old.generation + 1}) {
+			return
+		}
+	}
 }
 
 // Zones returns the zones that are served, nil before the first SetZones.
-func (s *Server) Zones() *Zones { return s.zones.Load() }
+func (s *Server) Zones() *Zones { return s.view.Load().zones }
 
 // Run serves until ctx ends, then lets answers under way leave, closes all
 // sockets and returns nil with no goroutine left. It can run once.
@@ -175,9 +187,7 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 	var running sync.WaitGroup
 	for _, socket := range s.udp {
-		for range s.config.Workers {
-			running.Go(func() { s.serveUDP(ctx, socket) })
-		}
+		running.Go(func() { s.serveUDP(ctx, socket) })
 	}
 	for _, l := range s.tcp {
 		running.Go(func() { s.acceptTCP(ctx, l) })
@@ -188,10 +198,10 @@ func (s *Server) Run(ctx context.Context) error {
 	return s.closeSockets()
 }
 
-// interrupt makes every blocked read and accept return, and nothing else.
+// interrupt makes every blocked read, write and accept return, and nothing else.
 func (s *Server) interrupt() {
 	for _, socket := range s.udp {
-		_ = socket.conn.SetReadDeadline(time.Unix(1, 0)) // fails only when closed, which is as good
+		_ = socket.SetDeadline(time.Unix(1, 0)) // fails only when closed, which is as good
 	}
 	for _, l := range s.tcp {
 		_ = l.Close() // closeSockets reports errors of the last close only
@@ -211,7 +221,7 @@ func (s *Server) Close() error {
 func (s *Server) closeSockets() error {
 	var faults []error
 	for _, socket := range s.udp {
-		faults = append(faults, ignoreClosed(socket.conn.Close()))
+		faults = append(faults, ignoreClosed(socket.Close()))
 	}
 	for _, l := range s.tcp {
 		faults = append(faults, ignoreClosed(l.Close()))

@@ -156,6 +156,65 @@ func TestWildcardAnswersFromTheAskedAddress(t *testing.T) {
 	}
 }
 
+// Packets that arrive together leave together: every client gets its own
+// answers, whole, with its ids and in its spelling.
+func TestBatchesKeepAnswersApart(t *testing.T) {
+	const clients, rounds, burst = 3, 20, 70 // more than a batch; all together less than a socket buffers
+	for _, listen := range []string{"127.0.0.1:0", "0.0.0.0:0", "[::1]:0"} {
+		s, err := dnsserver.New(dnsserver.Config{Listen: []string{listen}, Workers: 3})
+		if err != nil {
+			t.Skip(err) // no IPv6 here
+		}
+		run(t, s)
+		s.SetZones(newZone(t, testZone()))
+		server := netip.MustParseAddrPort(strings.Replace(s.Addrs()[0].String(), "0.0.0.0", "127.0.0.1", 1))
+		var asking sync.WaitGroup
+		for client := range clients {
+			asking.Go(func() { askBursts(t, server, client, rounds, burst) })
+		}
+		asking.Wait()
+	}
+}
+
+func askBursts(t *testing.T, server netip.AddrPort, client, rounds, burst int) {
+	conn, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(server))
+	if err != nil {
+		t.Error(err)
+		return
+	}
+	defer conn.Close()
+	if err := conn.SetDeadline(time.Now().Add(patience)); err != nil {
+		t.Error(err)
+	}
+	labels, buf := []string{"gateway", "GATEWAY", appID, "nobody", "deep.down", "x"}, make([]byte, 1500)
+	for range rounds {
+		for i := range burst {
+			m := ask(labels[(client+i)%len(labels)]+".dstack.host.", dns.TypeA)
+			m.Id = uint16(i)
+			packed, err := m.Pack()
+			if err != nil {
+				t.Error(err)
+			}
+			if _, err := conn.Write(packed); err != nil {
+				t.Error(err)
+			}
+		}
+		for seen := make(map[uint16]bool); len(seen) < burst; {
+			n, err := conn.Read(buf)
+			m := new(dns.Msg)
+			if err = errors.Join(err, m.Unpack(buf[:n])); err != nil {
+				t.Errorf("after %d answers: %v", len(seen), err)
+				return
+			}
+			label := labels[(client+int(m.Id))%len(labels)]
+			if seen[m.Id] || m.Question[0].Name != label+".dstack.host." || (m.Rcode == dns.RcodeSuccess) != (len(label) > 6) {
+				t.Errorf("the answer of another: %v", m)
+			}
+			seen[m.Id] = true
+		}
+	}
+}
+
 func TestServerOutlivesHostilePackets(t *testing.T) {
 	s, server := serve(t, dnsserver.Config{Workers: 1})
 	s.SetZones(newZone(t, testZone()))

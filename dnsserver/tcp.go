@@ -138,15 +138,17 @@ func (s *Server) serveTCP(conn net.Conn) {
 	defer s.conns.remove(conn)
 	defer conn.Close()
 	stream := &tcpStream{conn: conn, table: &s.conns, timeout: s.config.IdleTimeout, in: bufio.NewReaderSize(conn, readBuffer)}
+	responder := responder{transport: TCP, cache: s.cache}
 	for {
 		query, err := stream.next()
 		if err != nil {
 			break // the client is gone, idle or talks something else
 		}
-		answer := s.zones.Load().respond(stream.out, query, TCP, maxMessage)
+		answer := responder.respond(stream.out, query, s.view.Load(), time.Now())
 		if answer == nil {
 			break // not a query: there is no answer that would keep the stream in step
 		}
+		stream.out = answer[:0]
 		if stream.put(answer) != nil {
 			return
 		}
