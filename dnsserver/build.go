@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -28,30 +29,50 @@ const (
 	maxTimer    = 30 * 24 * time.Hour // of the SOA's fields for secondaries
 	maxRRset    = 32 << 10            // octets, so that every answer fits a TCP message
 	maxTXT      = 255                 // octets of a character-string, RFC 1035 section 3.3
+	maxFacts    = 1024                // octets of what is told of one host
 	maxAliases  = 8                   // CNAMEs in a row inside the zone
 	maxContact  = 128
 	caaCritical = 128 // RFC 8659 section 4.1
 )
 
-// NewZone checks a description and builds the zone. The error joins all faults
-// of the description, each with the zone's name and the field at fault. The
-// configuration is not retained, except for the functions Hosts and Canonical.
+// Fault is one thing that is wrong with the description of a zone.
+type Fault struct {
+	Zone   string // the zone's name without trailing dot
+	Field  string // of ZoneConfig, with what it names
+	Source string // Record.Source of the record at fault; empty if it is none, or has none
+	Err    error
+}
+
+func (f *Fault) Error() string {
+	source := ""
+	if f.Source != "" {
+		source = f.Source + ": "
+	}
+	return fmt.Sprintf("%szone %s: %s: %v", source, f.Zone, f.Field, f.Err)
+}
+
+func (f *Fault) Unwrap() error { return f.Err }
+
+// NewZone checks a description and builds the zone. The error joins the [Fault]
+// of everything that is wrong. The configuration is not retained, except for
+// its functions.
 func NewZone(c ZoneConfig) (*Zone, error) {
 	origin, err := parseOrigin(c.Origin)
 	if err != nil {
-		return nil, fmt.Errorf("zone %q: Origin: %w", c.Origin, err)
+		return nil, &Fault{Zone: strconv.Quote(c.Origin), Field: "Origin", Err: err}
 	}
 	var buf [maxNameOctets]byte
 	wire, ok := wireName(&buf, origin)
 	if !ok {
-		return nil, fmt.Errorf("zone %q: Origin: not a domain", c.Origin)
+		return nil, &Fault{Zone: strconv.Quote(c.Origin), Field: "Origin", Err: errors.New("not a domain")}
 	}
 	b := &builder{config: c, zone: &Zone{
-		origin:    origin,
-		wire:      string(wire),
-		nodes:     map[string]*node{"": {}},
-		hosts:     c.Hosts,
-		canonical: c.Canonical,
+		origin: origin,
+		wire:   string(wire),
+		nodes:  map[string]*node{"": {}},
+		below:  map[string]*node{},
+
+		hosts: c.Hosts, canonical: c.Canonical, isPassthrough: c.Passthrough, hostTXT: c.HostTXT,
 	}}
 	b.build()
 	if len(b.faults) > 0 {
@@ -66,10 +87,13 @@ type builder struct {
 	zone       *Zone
 	faults     []error
 	ttl, nsTTL uint32
+	sources    map[string]string // of records that have one, by owner and type
 }
 
-func (b *builder) fault(field string, err error) {
-	b.faults = append(b.faults, fmt.Errorf("zone %s: %s: %w", strings.TrimSuffix(b.zone.origin, "."), field, err))
+func (b *builder) fault(field string, err error) { b.faultAt("", field, err) }
+
+func (b *builder) faultAt(source, field string, err error) {
+	b.faults = append(b.faults, &Fault{Zone: strings.TrimSuffix(b.zone.origin, "."), Field: field, Source: source, Err: err})
 }
 
 func (b *builder) faultf(field, format string, args ...any) {
@@ -78,10 +102,12 @@ func (b *builder) faultf(field, format string, args ...any) {
 
 func (b *builder) build() {
 	b.ttl = b.seconds("TTL", b.config.TTL, defaultTTL, maxTTL)
+	b.zone.ttl = b.ttl
 	b.nsTTL = b.seconds("NSTTL", b.config.NSTTL, defaultNSTTL, maxTTL)
 	b.nameServers()
 	b.startOfAuthority()
 	b.addresses()
+	b.service()
 	b.texts()
 	b.authorisations()
 	b.records()
@@ -238,9 +264,10 @@ func (b *builder) addresses() {
 		}
 		b.addAddrs("", fqdn, b.config.Addrs, b.ttl)
 	}
-	b.zone.host = &node{sets: slices.DeleteFunc(slices.Clone(b.zone.nodes[""].sets), func(s rrset) bool {
+	b.zone.passthrough = &node{sets: slices.DeleteFunc(slices.Clone(b.zone.nodes[""].sets), func(s rrset) bool {
 		return s.rrtype != dns.TypeA && s.rrtype != dns.TypeAAAA
 	})}
+	b.zone.host = &node{sets: slices.Clone(b.zone.passthrough.sets)}
 }
 
 // addAddrs adds address records. Faults are told once, where field is given.
@@ -305,26 +332,34 @@ func (b *builder) authorisations() {
 }
 
 func (b *builder) records() {
+	b.sources = map[string]string{}
 	for i, r := range b.config.Records {
 		field := fmt.Sprintf("Records[%d] %q %s", i, r.Name, r.Type)
 		fqdn, err := ownerName(r.Name, b.zone.origin)
 		if err != nil {
-			b.fault(field, err)
+			b.faultAt(r.Source, field, err)
 			continue
 		}
-		rr, err := r.parse(fqdn, b.nameTTL(fqdn))
+		ttl := b.nameTTL(fqdn)
+		if r.TTL != 0 {
+			ttl = b.seconds(field, r.TTL, 0, maxTTL)
+		}
+		rr, err := r.parse(fqdn, ttl)
 		if err != nil {
-			b.fault(field, err)
+			b.faultAt(r.Source, field, err)
 			continue
 		}
+		b.sources[fqdn+dns.TypeToString[rr.Header().Rrtype]] = r.Source
 		b.add(rr)
 	}
 }
 
 // emptyNonTerminals makes every name exist that has a name below it, and the
-// origin's challenge name, so that it is never denied before its first record.
+// names of serviceLabels.
 func (b *builder) emptyNonTerminals() {
-	b.exist(acmeWire)
+	for _, label := range serviceLabels {
+		b.exist(string(rune(len(label))) + label)
+	}
 	for _, key := range slices.Collect(maps.Keys(b.zone.nodes)) {
 		for key != "" {
 			key = key[1+int(key[0]):]

@@ -24,6 +24,9 @@ func (r Record) parse(fqdn string, ttl uint32) (dns.RR, error) {
 	if !ok {
 		return nil, fmt.Errorf("type is not one of %s", strings.Join(slices.Sorted(maps.Keys(staticTypes)), ", "))
 	}
+	if strings.TrimSpace(r.Data) == "" {
+		return nil, errors.New("no data")
+	}
 	// One line is one record: no second record, no directive, no comment.
 	if strings.ContainsFunc(r.Data, func(c rune) bool { return c < ' ' || c == 0x7f }) {
 		return nil, errors.New("data has a control character")
@@ -109,15 +112,18 @@ func (b *builder) checkAliases() {
 		if alias == nil {
 			continue
 		}
-		field := "CNAME " + alias[0].Header().Name
+		owner := alias[0].Header().Name
+		fault := func(format string, args ...any) {
+			b.faultAt(b.sources[owner+"CNAME"], "CNAME "+owner, fmt.Errorf(format, args...))
+		}
 		if len(n.sets) > 1 || len(alias) > 1 {
-			b.faultf(field, "a CNAME with other data at the same name")
+			fault("a CNAME with other data at the same name")
 		}
 		if b.couldBeHost(key) {
-			b.faultf(field, "a CNAME at a name that a host can have")
+			fault("a CNAME at a name that a host can have")
 		}
 		if !b.ends(key) {
-			b.faultf(field, "a loop, or more than %d CNAMEs in a row", maxAliases)
+			fault("a loop, or more than %d CNAMEs in a row", maxAliases)
 		}
 	}
 	for _, ns := range b.zone.nodes[""].set(dns.TypeNS) {

@@ -20,6 +20,14 @@ const acmeLabel = "_acme-challenge"
 // acmeWire is acmeLabel as it begins a name in wire form.
 const acmeWire = "\x0f" + acmeLabel
 
+// factsWire is the label below a host's name that tells of it, in wire form.
+const factsWire = "\x07_dstack"
+
+// serviceLabels are the labels below the origin at which others look for
+// records that come and go. They always exist, as empty non-terminals at
+// least, so that nobody remembers them as missing.
+var serviceLabels = []string{acmeLabel, "_dstack-app-address", "_validation-persist"}
+
 // wireName packs a name from presentation form, with its escapes, into buf in
 // wire form with ASCII letters in lower case (RFC 4343 section 3). The result
 // aliases buf and ends with the root label.
@@ -47,6 +55,15 @@ func relative(wire []byte, origin string) ([]byte, bool) {
 		}
 	}
 	return nil, false
+}
+
+// cutLast splits a relative name before its last label, the one next to the origin.
+func cutLast(rel []byte) (before, last []byte) {
+	off := 0
+	for next := 1 + int(rel[off]); next < len(rel); next += 1 + int(rel[next]) {
+		off = next
+	}
+	return rel[:off], rel[off:]
 }
 
 // hostLabel returns the one label of rel as text if rel is a single label of

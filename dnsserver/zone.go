@@ -1,6 +1,7 @@
 package dnsserver
 
 import (
+	"crypto/sha256"
 	"net/netip"
 	"time"
 
@@ -42,13 +43,27 @@ type ZoneConfig struct {
 	// are canonical as they are. The rules of Hosts hold for it too.
 	Canonical func(label string) (canonical string, ok bool)
 
+	// Passthrough tells of a host's label that the host itself terminates TLS
+	// there ("ab…s"): then nothing is said of Service. Nil: of none. The rules
+	// of Hosts hold for it too.
+	Passthrough func(label string) bool
+	// HostTXT returns the strings, of at most 255 octets each, of the one TXT
+	// record at _dstack below a host; none: there is no such record. Nil: there
+	// are none. It is asked for hosts that exist, and the rules of Hosts hold
+	// for it too.
+	HostTXT func(canonical string) []string
+	// Service is the HTTPS service at the origin, at Names and at every host.
+	// Nil: nothing is said of it.
+	Service *Service
+
 	// TXT are text records: name to values, each value one character-string of
 	// at most 255 octets. Records at _acme-challenge names get a TTL of at
 	// most 5 s.
 	TXT map[string][]string
 	// CAA are the origin's CAA records (RFC 8659, RFC 8657).
 	CAA []CAA
-	// Records are any other records.
+	// Records are any other records. One at a name and of a type that the
+	// fields above make too joins those.
 	Records []Record
 
 	// TTL of the records, whole seconds. Zero: 60 s.
@@ -100,6 +115,29 @@ type Record struct {
 	Type string
 	// Data is the record data in zone-file form, names in it absolute with trailing dot.
 	Data string
+	// TTL, whole seconds. Zero: ZoneConfig.TTL.
+	TTL time.Duration
+	// Source is where the record comes from, such as "static.zone:7", for the
+	// [Fault] of a bad one. May be empty.
+	Source string
+}
+
+// Service is what clients learn of the HTTPS service before they connect. All
+// fields are optional.
+type Service struct {
+	// ALPN are the protocols of the HTTPS records (RFC 9460 section 7.1), best
+	// first, such as "h2". None: there are no HTTPS records.
+	ALPN []string
+	// Port is where the service listens. Zero: 443. Another one is said in the
+	// HTTPS record, and those who ask for it by number find the record at
+	// _<port>._https too (RFC 9460 section 9.1).
+	Port uint16
+	// ECH is the ECHConfigList of the HTTPS records (RFC 9848). Empty: none.
+	ECH []byte
+	// OriginKeys and Keys are the SHA-256 of the SubjectPublicKeyInfo of the TLS
+	// keys at the origin and at all other names, those in use and those that
+	// come next: TLSA records 3 1 1 (RFC 6698, RFC 7671) at _<port>._tcp.
+	OriginKeys, Keys [][sha256.Size]byte
 }
 
 // Zone is one zone. It is immutable and safe for concurrent use.
@@ -107,11 +145,16 @@ type Zone struct {
 	origin string // presentation form, lower case, trailing dot
 	wire   string // origin in wire form
 
-	nodes map[string]*node // by name relative to origin, wire form, lower case; empty non-terminals too
-	host  *node            // what every host name has
+	nodes       map[string]*node // by name relative to origin, wire form, lower case; empty non-terminals too
+	host        *node            // what every host name has
+	passthrough *node            // what a host name has where the host terminates TLS
+	below       map[string]*node // what there is below every host name but those: by name relative to it
+	ttl         uint32           // of records that are made for a query
 
-	hosts     func(string) bool
-	canonical func(string) (string, bool)
+	hosts         func(string) bool
+	canonical     func(string) (string, bool)
+	isPassthrough func(string) bool
+	hostTXT       func(string) []string
 
 	negative  []dns.RR // the SOA as negative answers carry it
 	challenge []dns.RR // the same at _acme-challenge names
@@ -145,26 +188,67 @@ func (n *node) set(rrtype uint16) []dns.RR {
 	return nil
 }
 
-// lookup returns what exists at a name relative to the origin: the static node,
-// what it has as a host, or both; both nil if the name does not exist.
+// lookup returns what exists at a name relative to the origin: what the zone
+// has for it alone, what it has as a host's name or one below, or both; both nil
+// if the name does not exist.
 func (z *Zone) lookup(rel []byte) (static, host *node) {
 	static = z.nodes[string(rel)]
-	if z.hosts == nil {
+	if z.hosts == nil || len(rel) == 0 {
 		return static, nil
 	}
-	if label, ok := hostLabel(rel); ok && z.isHost(label) {
-		host = z.host
-	}
-	return static, host
+	return static, z.lookupHost(rel)
 }
 
-func (z *Zone) isHost(label string) bool {
-	if z.canonical != nil {
-		canonical, ok := z.canonical(label)
-		if !ok {
-			return false
-		}
-		label = canonical
+// lookupHost returns what a name has for being a host's or below one.
+func (z *Zone) lookupHost(rel []byte) *node {
+	below, last := cutLast(rel)
+	label, ok := hostLabel(last)
+	if !ok {
+		return nil
 	}
-	return z.hosts(label)
+	canonical, ok := z.hostOf(label)
+	if !ok {
+		return nil
+	}
+	passthrough := z.isPassthrough != nil && z.isPassthrough(label)
+	switch {
+	case len(below) == 0 && passthrough:
+		return z.passthrough
+	case len(below) == 0:
+		return z.host
+	case string(below) == factsWire:
+		return z.facts(canonical)
+	case passthrough:
+		return nil
+	}
+	return z.serviceBelow(below, label)
+}
+
+// hostOf returns the canonical label of a host that exists.
+func (z *Zone) hostOf(label string) (canonical string, ok bool) {
+	if canonical = label; z.canonical != nil {
+		if canonical, ok = z.canonical(label); !ok {
+			return "", false
+		}
+	}
+	return canonical, z.hosts(canonical)
+}
+
+// facts makes what is said of one host at _dstack below it, or nil.
+func (z *Zone) facts(canonical string) *node {
+	if z.hostTXT == nil {
+		return nil
+	}
+	txt := &dns.TXT{Hdr: dns.RR_Header{Name: z.origin, Rrtype: dns.TypeTXT, Class: dns.ClassINET, Ttl: z.ttl}}
+	size := 0
+	for _, s := range z.hostTXT(canonical) {
+		if size += 1 + len(s); len(s) > maxTXT || size > maxFacts {
+			break
+		}
+		txt.Txt = append(txt.Txt, escape(s))
+	}
+	if len(txt.Txt) == 0 {
+		return nil
+	}
+	return &node{sets: []rrset{{rrtype: dns.TypeTXT, rrs: []dns.RR{txt}}}}
 }

@@ -92,6 +92,13 @@ func TestNewZoneReportsFaults(t *testing.T) {
 		{"record data relative", func(c *config) { c.Records[1].Data = "gateway" }, "Records[1]"},
 		{"record includes a file", func(c *config) { c.Records[0].Data = "0 .\n$INCLUDE /etc/passwd" }, "control character"},
 		{"record generates", func(c *config) { c.Records[0].Data = "0 .\n$GENERATE 1-65535 a A 192.0.2.1" }, "control character"},
+		{"record TTL", func(c *config) { c.Records[0].TTL = time.Minute + 1 }, "must be whole seconds"},
+		{"record with a source", func(c *config) { c.Records[0].Data, c.Records[0].Source = "x", "static.zone:7" }, "static.zone:7: zone dstack.host: Records[0]"},
+		{"CNAME with data and a source", func(c *config) {
+			c.Records[1].Source, c.Names = "static.zone:9", append(c.Names, "www")
+		}, "static.zone:9: zone dstack.host: CNAME www.dstack.host.: a CNAME with other data"},
+		{"empty ALPN", func(c *config) { c.Service = &dnsserver.Service{ALPN: []string{""}} }, "Service: ALPN"},
+		{"ECH too long", func(c *config) { c.Service = &dnsserver.Service{ECH: make([]byte, 513)} }, "Service: ECH"},
 		{"record unclosed", func(c *config) { c.Records[0].Data = "0 (" }, "Records[0]"},
 		{"TTL below a second", func(c *config) { c.TTL = time.Millisecond }, "TTL: 1ms: must be whole seconds"},
 		{"TTL negative", func(c *config) { c.TTL = -time.Second }, "TTL: -1s"},
@@ -194,7 +201,7 @@ func TestHostFunctionsSeeOnlyLabels(t *testing.T) {
 	for _, name := range []string{"AbC-1.", `a\.b.`, `a\000b.`, "a_b.", "a.b.", "*.", `\229.`, "", "gateway."} {
 		zs.Answer(ask(name+"dstack.host.", dns.TypeA), dnsserver.UDP, 512)
 	}
-	if got := strings.Join(seen, " "); got != "abc-1 gateway" {
+	if got := strings.Join(seen, " "); got != "abc-1 b gateway" {
 		t.Errorf("saw %q", got)
 	}
 }
