@@ -42,13 +42,9 @@ func (g *Gateway) apply(ctx context.Context, snapshot *registry.Snapshot) error 
 	if err := g.tunnel.Reconcile(ctx, peers(snapshot)); err != nil {
 		return err
 	}
-	zones := make([]*dnsserver.Zone, len(g.config.BaseDomains))
-	for i, base := range g.config.BaseDomains {
-		zone, err := g.zone(base, snapshot)
-		if err != nil {
-			return err
-		}
-		zones[i] = zone
+	zones, err := g.zones(snapshot)
+	if err != nil {
+		return err
 	}
 	g.dns.SetZones(zones...)
 	return nil
@@ -63,48 +59,6 @@ func peers(snapshot *registry.Snapshot) []tunnel.Peer {
 		want = append(want, tunnel.Peer{Key: inst.Key, Addr: inst.Addr, Keepalive: keepalive})
 	}
 	return want
-}
-
-// gatewayLabel names the gateway itself below each base domain.
-const gatewayLabel = "gateway"
-
-// zone is everything that the DNS server says of one base domain.
-func (g *Gateway) zone(base string, snapshot *registry.Snapshot) (*dnsserver.Zone, error) {
-	addrs := g.config.DNS.Addresses
-	if len(addrs) == 0 { // no public ones: a gateway for this machine
-		addrs = []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1})}
-	}
-	c := dnsserver.ZoneConfig{
-		Origin:    base,
-		Serial:    uint32(snapshot.Revision()), // RFC 1982 arithmetic wraps as the truncation does
-		NS:        []dnsserver.NameServer{{Name: g.config.DNS.NameServer + "." + base, Addrs: addrs}},
-		Addrs:     addrs,
-		Names:     []string{gatewayLabel},
-		Hosts:     func(label string) bool { return len(resolve(snapshot, label)) > 0 },
-		Canonical: registry.CanonicalLabel,
-		TXT:       map[string][]string{},
-	}
-	for _, record := range g.certs.CAA() {
-		c.CAA = append(c.CAA, dnsserver.CAA{Critical: record.Flag&0x80 != 0, Tag: record.Tag, Value: record.Value})
-	}
-	for name, values := range snapshot.Challenges() {
-		if name == "_acme-challenge."+base {
-			c.TXT["_acme-challenge"] = values
-		}
-	}
-	zone, err := dnsserver.NewZone(c)
-	if err != nil {
-		return nil, fmt.Errorf("zone %s: %w", base, err)
-	}
-	return zone, nil
-}
-
-func resolve(snapshot *registry.Snapshot, label string) []*registry.Instance {
-	name, err := registry.ParseLabel(label)
-	if err != nil {
-		return nil
-	}
-	return snapshot.Resolve(name)
 }
 
 // challenges publishes dns-01 answers (RFC 8555 section 8.4) through the registry, on every node.

@@ -51,7 +51,8 @@ type Gateway struct {
 	enroll   *enroll.Server
 	proxy    *proxy.Proxy
 	attester *attest.Attester
-	ready    chan struct{} // closed by Run when names resolve and certificates serve
+	static   []dnsserver.ZoneConfig // of each base domain, as configured
+	ready    chan struct{}          // closed by Run when names resolve and certificates serve
 }
 
 // New checks the configuration, opens everything and starts nothing. A gateway that is not run has to be closed.
@@ -153,6 +154,9 @@ func (g *Gateway) tunnelKey(ctx context.Context) (tunnel.PrivateKey, error) {
 }
 
 func (g *Gateway) openDNS(context.Context) (err error) {
+	if err := g.openZones(); err != nil {
+		return err
+	}
 	var listen []string
 	for _, addr := range g.config.DNS.Listen {
 		listen = append(listen, addr.String())

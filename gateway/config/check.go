@@ -19,6 +19,7 @@ func (c *Config) check(malformed Faults) Faults {
 	c.checkFiles(&f)
 	c.checkCerts(&f)
 	c.checkRest(&f)
+	c.checkZones(&f)
 	return f.beside(malformed)
 }
 

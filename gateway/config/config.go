@@ -58,9 +58,20 @@ type Enroll struct {
 
 // DNS configures the authoritative server.
 type DNS struct {
-	Listen     []netip.AddrPort `toml:"listen" help:"UDP and TCP addresses of the server"`
-	Addresses  []netip.Addr     `toml:"addresses" help:"public addresses of this node: what the base, the gateway's and every app's name resolve to"`
-	NameServer string           `toml:"name_server" help:"label of the zone's name server below each base domain"`
+	Listen      []netip.AddrPort `toml:"listen" help:"UDP and TCP addresses of the server"`
+	Addresses   []netip.Addr     `toml:"addresses" help:"public addresses of this node: what the base, the gateway's and every app's name resolve to"`
+	NameServer  string           `toml:"name_server" help:"label of the zone's name server below each base domain"`
+	Secondaries []string         `toml:"secondary_name_servers" help:"full names of further name servers, outside the base domains, that serve the zones from transfers"`
+	Records     []Record         `toml:"records" help:"static records, as [[dns.records]] tables with name, type, data and, if they like, ttl"`
+	ZoneFiles   []string         `toml:"zone_files" help:"files of static records in zone-file form; relative names are meant in every base domain"`
+}
+
+// Record is one static record of the zones.
+type Record struct {
+	Name string        `toml:"name" help:"owner; one that ends with a dot is full, any other is meant in every base domain; \"@\" is the base domain itself"`
+	Type string        `toml:"type" help:"as \"MX\""`
+	Data string        `toml:"data" help:"as in a zone file, names in it full with their trailing dot"`
+	TTL  time.Duration `toml:"ttl" help:"0s: that of the zone"`
 }
 
 // Tunnel configures WireGuard.

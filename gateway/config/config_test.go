@@ -5,6 +5,7 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -56,6 +57,15 @@ func TestFaultsNameFileLineKeyAndWhatWouldBeRight(t *testing.T) {
 		{"missing file", "enroll.kms_root = \"/nonexistent/root.pem\"", `x.toml:5: enroll.kms_root: stat /nonexistent/root.pem`},
 		{"half a pair", "enroll.cert_file = \"/dev/null\"", `x.toml:5: enroll.cert_file: cert_file and key_file go together`},
 		{"user without etcd", "store.username = \"root\"", `store.endpoints: is empty, so the embedded etcd is used`},
+		{"record outside", "[[dns.records]]\nname = \"@\"\ntype = \"MX\"\ndata = \"0 .\"\n[[dns.records]]\nname = \"x.example.org.\"\ntype = \"A\"\ndata = \"192.0.2.1\"",
+			`x.toml:9: dns.records.2: Records[1] "x.example.org." A: outside the zone`},
+		{"record with an unknown key", "[[dns.records]]\nname = \"@\"\n[[dns.records]]\nnam = \"@\"", `x.toml:8: dns.records.2.nam: no such key; did you mean "name"?`},
+		{"record with other data than its type's", "[[dns.records]]\nname = \"x\"\ntype = \"A\"\ndata = \"x\"", `x.toml:5: dns.records.1: Records[0] "x" A: data "x"`},
+		{"CNAME with other data", "[[dns.records]]\nname = \"gateway\"\ntype = \"CNAME\"\ndata = \"example.org.\"",
+			`x.toml:5: dns.records.1: CNAME gateway.dstack.example.com.: a CNAME with other data`},
+		{"name server inside without glue", "dns.secondary_name_servers = [\"ns2.dstack.example.com\"]", `x.toml:5: dns.secondary_name_servers: NS[1] "ns2.dstack.example.com": glue missing`},
+		{"zone file missing", "dns.zone_files = [\"/nonexistent/x.zone\"]", `x.toml:5: dns.zone_files: open /nonexistent/x.zone`},
+		{"zone file that is none", "dns.zone_files = [\"config_test.go\"]", `x.toml:5: dns.zone_files: config_test.go:1: zone file:`},
 		{"syntax", "tunnel.mtu = ", `x.toml:5: not TOML:`},
 		{"key twice", "node = \"a\"\nnode = \"b\"", `not TOML:`},
 	} {
@@ -79,6 +89,7 @@ func TestValuesThatCannotWorkAreRefused(t *testing.T) {
 		{`tunnel.endpoint = "[2001:db8::1]:51820"`, "dstack guests can't read IPv6"},
 		{`tunnel.endpoint = "203.0.113.5:0"`, `port "0" is not between 1 and 65535`},
 		{`tunnel.endpoint = "203.0.113.5"`, `is not address:port`},
+		{`dns.addresses = ["224.0.0.1"]`, "dns.addresses: 224.0.0.1 is not the address of a host"},
 		{`dns.addresses = []`, "dns.addresses: is empty, so the ACME server could not find"},
 	} {
 		text := minimal
@@ -106,6 +117,37 @@ func TestAllFaultsAreToldAtOnceInTheOrderOfTheFile(t *testing.T) {
 	want := []string{"0 base_domains", "0 dns.addresses", "1 node", "3 log.level", "4 log.colour", "5 tunnel.endpoint", "6 tunnel.mtu"}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("faults (-want +got):\n%s", diff)
+	}
+}
+
+func TestStaticRecordsGoToTheirZones(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "static.zone")
+	if err := os.WriteFile(file, []byte("docs 300 CNAME docs.example.net.\nx.b.a.example. 60 A 192.0.2.7\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c, err := config.Parse("x.toml", fmt.Appendf(nil, `base_domains = ["a.example", "b.a.example"]
+dns.addresses = ["203.0.113.5"]
+dns.zone_files = [%q]
+dns.records = [{name = "@", type = "MX", data = "0 ."}, {name = "x.a.example.", type = "TXT", data = "x", ttl = "2m"}]
+tunnel.endpoint = "203.0.113.5:51820"`, file))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for base, want := range map[string][]string{
+		"a.example":   {"@ MX 0s dns.records.1", "x.a.example. TXT 2m0s dns.records.2", "docs.a.example. CNAME 5m0s " + file + ":1"},
+		"b.a.example": {"@ MX 0s dns.records.1", "docs.b.a.example. CNAME 5m0s " + file + ":1", "x.b.a.example. A 1m0s " + file + ":2"},
+	} {
+		zone, err := c.Zone(base)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		for _, r := range zone.Records {
+			got = append(got, fmt.Sprint(r.Name, " ", r.Type, " ", r.TTL, " ", r.Source))
+		}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("%s (-want +got)\n%s", base, diff)
+		}
 	}
 }
 

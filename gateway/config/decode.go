@@ -255,11 +255,17 @@ func positions(text []byte) map[string]int {
 	var p unstable.Parser
 	p.Reset(text)
 	table := ""
+	tables := map[string]int{}
 	for p.NextExpression() {
 		e := p.Expression()
 		switch e.Kind {
-		case unstable.Table, unstable.ArrayTable:
+		case unstable.Table:
 			table = note(&p, e.Key(), "", lines)
+		case unstable.ArrayTable: // its items are numbered from 1, as faults name them
+			list := note(&p, e.Key(), "", lines)
+			tables[list]++
+			table = fmt.Sprintf("%s.%d", list, tables[list])
+			lines[table] = p.Shape(lastKey(e.Key()).Raw).Start.Line
 		case unstable.KeyValue:
 			key := note(&p, e.Key(), table, lines)
 			if value := e.Value(); value.Kind == unstable.InlineTable {
@@ -278,6 +284,13 @@ func inline(p *unstable.Parser, n *unstable.Node, table string, lines map[string
 			inline(p, value, key, lines)
 		}
 	}
+}
+
+func lastKey(it unstable.Iterator) (last *unstable.Node) {
+	for it.Next() {
+		last = it.Node()
+	}
+	return last
 }
 
 // note records every prefix of a dotted key and returns the whole.

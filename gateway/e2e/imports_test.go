@@ -22,7 +22,7 @@ var layers = map[string][]string{
 	"tunnel/agent":               {"tunnel"},
 	"ratls":                      nil,
 	"ratls/simtdx":               {"ratls"},
-	"gateway/config":             {"ratls"},
+	"gateway/config":             {"dnsserver", "ratls"},
 	"gateway/web":                nil,
 	"gateway/store":              nil,
 	"gateway/registry":           {"gateway/store", "tunnel", "ratls"},
