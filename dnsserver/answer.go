@@ -9,8 +9,10 @@ type Transport string
 
 // Transports. A stream carries messages of any size, so nothing is truncated on it.
 const (
-	UDP Transport = "udp"
-	TCP Transport = "tcp"
+	UDP   Transport = "udp"
+	TCP   Transport = "tcp"
+	TLS   Transport = "dot" // RFC 7858
+	HTTPS Transport = "doh" // RFC 8484
 )
 
 // MaxUDPPayload is the largest answer over UDP: it fits every path without

@@ -66,7 +66,7 @@ func benchmarkRespond(b *testing.B, cached bool) {
 			if err != nil {
 				b.Fatal(err)
 			}
-			buf, responder := make([]byte, 2*dnsserver.MaxUDPPayload), dnsserver.NewResponder(zs, dnsserver.UDP, cached)
+			buf, responder := make([]byte, 2*dnsserver.MaxUDPPayload), dnsserver.NewResponder(zs, dnsserver.UDP, dnsserver.Config{}, cached)
 			b.ReportAllocs()
 			for b.Loop() {
 				if responder.Respond(buf, packet) == nil {

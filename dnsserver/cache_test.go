@@ -28,7 +28,8 @@ var kinds = []string{
 func variants(t testing.TB, name string, qtype uint16) (packets [][]byte) {
 	t.Helper()
 	for i, edns := range []string{"", opt, opt[:3] + "\x02\x00" + opt[5:], opt[:3] + "\x10\x00" + opt[5:], opt[:7] + "\x80" + opt[8:], opt[:7] + "\x40" + opt[8:],
-		opt[:7] + "\xff\xff" + opt[9:], opt[:6] + "\x01" + opt[7:], option("\xfd\xe8\x00\x03abc"), opt + "x"} {
+		opt[:7] + "\xff\xff" + opt[9:], opt[:6] + "\x01" + opt[7:], option("\xfd\xe8\x00\x03abc"), opt + "x",
+		option("\x00\x0a\x00\x08cookie88"), option("\x00\x0a\x00\x07cookie7"), option("\x00\x03\x00\x00\x00\x0b\x00\x00\x00\x0c\x00\x01x")} {
 		for j, flags := range []uint16{0, 0x0100, 0x0130, 0x0640, 0x00ff} {
 			for k, spell := range []func(string) string{strings.ToLower, strings.ToUpper, mixCase} {
 				packed, err := ask(spell(name), qtype).Pack()
@@ -76,16 +77,17 @@ func richZones(t testing.TB) *dnsserver.Zones {
 // it is empty, filled by any variant of the question, or of other zones, and without.
 func TestCacheIsInvisible(t *testing.T) {
 	t.Parallel()
-	zones := richZones(t)
-	for _, transport := range []dnsserver.Transport{dnsserver.UDP, dnsserver.TCP} {
-		plain, cached := dnsserver.NewResponder(zones, transport, false), dnsserver.NewResponder(zones, transport, true)
+	zones, config := richZones(t), dnsserver.Config{NSID: "ns-one", IdleTimeout: time.Second}
+	for _, transport := range []dnsserver.Transport{dnsserver.UDP, dnsserver.TCP, dnsserver.TLS} {
+		plain, cached := dnsserver.NewResponder(zones, transport, config, false), dnsserver.NewResponder(zones, transport, config, true)
+		cached.Now = plain.Now // cookies tell the time
 		hits := 0
 		for _, name := range kinds {
 			for _, qtype := range []uint16{dns.TypeA, dns.TypeNS, dns.TypeSOA, dns.TypeTXT, dns.TypeCAA, dns.TypeHTTPS, dns.TypeCNAME, dns.TypeANY, dns.TypeAXFR, 65280} {
 				packets := variants(t, name, qtype)
 				rand.Shuffle(len(packets), func(i, j int) { packets[i], packets[j] = packets[j], packets[i] })
 				for _, packet := range packets {
-					if cached.Cached(packet, time.Now()) {
+					if cached.Cached(packet) {
 						hits++
 					}
 					want, got := plain.Respond(nil, packet), cached.Respond(nil, packet)
@@ -105,7 +107,7 @@ func TestCacheIsInvisible(t *testing.T) {
 func TestRespondSendsWhatAnswerDecides(t *testing.T) {
 	t.Parallel()
 	zones := richZones(t)
-	cached := dnsserver.NewResponder(zones, dnsserver.UDP, true)
+	cached := dnsserver.NewResponder(zones, dnsserver.UDP, dnsserver.Config{}, true)
 	for _, name := range kinds {
 		for _, qtype := range []uint16{dns.TypeA, dns.TypeNS, dns.TypeTXT, dns.TypeANY, dns.TypeAXFR} {
 			for _, size := range []uint16{0, 512, 1232} {
@@ -134,11 +136,14 @@ func TestRespondSendsWhatAnswerDecides(t *testing.T) {
 
 func TestCacheForgets(t *testing.T) {
 	packet := []byte(headerAR + question + opt)
-	cached := dnsserver.NewResponder(newZones(t), dnsserver.UDP, true)
+	cached := dnsserver.NewResponder(newZones(t), dnsserver.UDP, dnsserver.Config{}, true)
 	cached.Respond(nil, packet)
-	now := time.Now()
-	if !cached.Cached(packet, now) || cached.Cached(packet, now.Add(dnsserver.CacheLife)) {
-		t.Errorf("kept: %v, after its time: %v", cached.Cached(packet, now), cached.Cached(packet, now.Add(dnsserver.CacheLife)))
+	if !cached.Cached(packet) {
+		t.Error("not kept")
+	}
+	cached.Now = cached.Now.Add(dnsserver.CacheLife + 1)
+	if cached.Cached(packet) {
+		t.Error("kept beyond its time")
 	}
 	cached.SetZones(dnsserver.NewZones())
 	if answer := cached.Respond(nil, packet); answer[3]&0xf != dns.RcodeRefused {
@@ -148,14 +153,14 @@ func TestCacheForgets(t *testing.T) {
 
 // Names that a stranger makes up do not push out those that exist.
 func TestCacheKeepsOutWhatDoesNotExist(t *testing.T) {
-	cached := dnsserver.NewResponder(newZones(t), dnsserver.UDP, true)
+	cached := dnsserver.NewResponder(newZones(t), dnsserver.UDP, dnsserver.Config{}, true)
 	for _, name := range []string{"nobody.dstack.host.", "example.org."} {
 		packet, err := ask(name, dns.TypeA).Pack()
 		if err != nil {
 			t.Fatal(err)
 		}
 		cached.Respond(nil, packet)
-		if cached.Cached(packet, time.Now()) {
+		if cached.Cached(packet) {
 			t.Errorf("%s is kept", name)
 		}
 	}
@@ -163,9 +168,9 @@ func TestCacheKeepsOutWhatDoesNotExist(t *testing.T) {
 
 // A positive answer from the cache costs the garbage collector nothing.
 func TestCachedAnswerAllocatesNothing(t *testing.T) {
-	cached := dnsserver.NewResponder(newZones(t), dnsserver.UDP, true)
+	cached := dnsserver.NewResponder(newZones(t), dnsserver.UDP, dnsserver.Config{}, true)
 	buf := make([]byte, dnsserver.MaxUDPPayload)
-	for _, packet := range []string{header + question, headerAR + question + opt} {
+	for _, packet := range []string{header + question, headerAR + question + opt, headerAR + question + option("\x00\x0a\x00\x08cookie88")} {
 		packet := []byte(packet)
 		if got := testing.AllocsPerRun(100, func() { cached.Respond(buf, packet) }); got > 0 {
 			t.Errorf("%v allocations", got)

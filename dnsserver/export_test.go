@@ -1,27 +1,39 @@
 package dnsserver
 
 import (
+	"net/netip"
 	"time"
 )
 
-// Responder answers packets as a worker of a server does.
+// Responder answers packets as a worker of a server does, to one client at one moment.
 type Responder struct {
 	responder
-	at view
+	at     view
+	Client netip.Addr
+	Now    time.Time
 }
 
-// NewResponder makes a worker, with or without a cache of its own.
-func NewResponder(zones *Zones, transport Transport, cached bool) *Responder {
-	r := &Responder{responder: responder{transport: transport}, at: view{zones: zones, generation: 1}}
-	if cached {
-		r.cache = newCache()
+// NewResponder makes a worker of a server that is configured so, with or
+// without a cache of its own.
+func NewResponder(zones *Zones, transport Transport, c Config, cached bool) *Responder {
+	if c.CookieKey == nil {
+		c.CookieKey = make([]byte, minCookieKey)
 	}
-	return r
+	shared := c.shared()
+	if !cached {
+		shared.cache = nil
+	}
+	return &Responder{
+		responder: responder{transport: transport, shared: &shared},
+		at:        view{zones: zones, generation: 1},
+		Client:    netip.MustParseAddr("192.0.2.77"),
+		Now:       time.Now(),
+	}
 }
 
 // Respond is the whole way from packet to packet.
 func (r *Responder) Respond(buf, packet []byte) []byte {
-	return r.respond(buf, packet, &r.at, time.Now())
+	return r.respond(buf, packet, r.Client, &r.at, r.Now)
 }
 
 // SetZones is what Server.SetZones is to all workers.
@@ -29,10 +41,10 @@ func (r *Responder) SetZones(zones *Zones) {
 	r.at = view{zones: zones, generation: r.at.generation + 1}
 }
 
-// Cached tells whether the cache answers a packet at a moment.
-func (r *Responder) Cached(packet []byte, now time.Time) bool {
+// Cached tells whether the cache answers a packet.
+func (r *Responder) Cached(packet []byte) bool {
 	var q query
-	return q.read(packet) == readable && r.cache.get(&q, r.at.generation, now) != nil
+	return q.read(packet) == readable && r.cache.get(&q, r.at.generation, r.Now) != nil
 }
 
 // CacheLife is how long an answer is kept.
@@ -40,5 +52,17 @@ const CacheLife = cacheLife
 
 // Respond is the whole way from packet to packet, without the cache.
 func (zs *Zones) Respond(buf, packet []byte, transport Transport) []byte {
-	return NewResponder(zs, transport, false).Respond(buf, packet)
+	return NewResponder(zs, transport, Config{}, false).Respond(buf, packet)
+}
+
+// BakeCookie makes a server cookie with a secret.
+func BakeCookie(secret [16]byte, client []byte, addr netip.Addr, now uint32) [16]byte {
+	var cookie [16]byte
+	bakeCookie(&secret, client, addr, now, &cookie)
+	return cookie
+}
+
+// CookieHash is the last half of a server cookie with the given first half.
+func CookieHash(secret [16]byte, client, head []byte, addr netip.Addr) uint64 {
+	return cookieHash(&secret, client, head, addr)
 }

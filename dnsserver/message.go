@@ -2,6 +2,7 @@ package dnsserver
 
 import (
 	"encoding/binary"
+	"net/netip"
 	"slices"
 	"time"
 
@@ -19,55 +20,102 @@ type answer struct {
 	options []byte
 }
 
+// Kinds of answers, as they are limited.
+const (
+	kindData byte = iota
+	kindDenial
+	kindRefusal
+)
+
+func (a *answer) kind() byte {
+	switch {
+	case a.rcode() != dns.RcodeSuccess && a.rcode() != dns.RcodeNameError:
+		return kindRefusal
+	case a.rcode() == dns.RcodeNameError || a.body[6]|a.body[7] == 0:
+		return kindDenial
+	}
+	return kindData
+}
+
 func (a *answer) rcode() int { return int(a.body[3]&0xf) | int(a.ttl>>24)<<4 }
+
+// shared is what the goroutines that answer have in common.
+type shared struct {
+	cache     *cache   // nil: every answer is decided anew
+	cookies   *cookies // nil: none are given
+	limiter   *limiter // nil: nothing is limited
+	slip      int      // every slip-th answer beyond the limit is sent, without data
+	nsid      []byte
+	keepalive uint16 // what is said of idle connections, in units of 100 ms
+}
 
 // responder turns packets into packets. It belongs to one goroutine.
 type responder struct {
+	*shared
 	transport Transport
-	cache     *cache // nil: every answer is decided anew
-	query     query
-	answer    answer // to query, where the cache does not have it
-	scratch   []byte // its body
+
+	query   query
+	cookie  [serverCookie]byte // for query, where it has one
+	answer  answer             // to query, where the cache does not have it
+	scratch []byte             // its body
+	slipped int                // answers left out since the last that was not
 }
 
 // respond answers a packet with a packet, or with nil if it must not be
 // answered. The answer is in buf where it fits. Nothing is allocated for an
 // answer that the cache has.
-func (r *responder) respond(buf, packet []byte, from *view, now time.Time) []byte {
+func (r *responder) respond(buf, packet []byte, client netip.Addr, from *view, now time.Time) []byte {
 	q := &r.query
 	verdict := q.read(packet)
-	switch verdict {
-	case silent:
+	if verdict == silent {
 		return nil
-	case readable:
-		if r.cache != nil {
-			if a := r.cache.get(q, from.generation, now); a != nil && r.fits(a) {
-				return r.finish(buf, a)
-			}
+	}
+	known := r.sendsCookie() && r.cookies.check(q.edns.cookie, client, now, &r.cookie)
+	a := r.find(verdict, from, now)
+	if r.limiter != nil && r.transport == UDP && !known && !r.limiter.allow(client, a.kind(), now) {
+		if a = r.limited(a); a == nil {
+			return nil
 		}
 	}
-	a, keep := r.decide(verdict, from.zones)
-	if keep && r.cache != nil {
-		r.cache.put(q, from.generation, now, a)
-	}
 	return r.finish(buf, a)
+}
+
+// find returns the answer to the query that was read.
+func (r *responder) find(verdict verdict, from *view, now time.Time) *answer {
+	if r.cache == nil || verdict != readable {
+		a, _ := r.decide(verdict, from.zones)
+		return a
+	}
+	if a := r.cache.get(&r.query, from.generation, now); a != nil && r.fits(a) {
+		return a
+	}
+	a, keep := r.decide(verdict, from.zones)
+	if keep {
+		r.cache.put(&r.query, from.generation, now, a)
+	}
+	return a
 }
 
 // decide makes the answer to the query that was read, and tells whether the
 // same question will be answered the same by these zones.
 func (r *responder) decide(verdict verdict, zones *Zones) (a *answer, keep bool) {
 	q := &r.query
-	if verdict == malformed {
+	switch verdict {
+	case malformed:
 		q.edns = edns{}
 		return r.pack(refuse(q, &refuseFormat)), false
+	case badCookie:
+		return r.pack(refuse(q, &refuseCookie)), false
+	case cookieOnly:
+		return r.pack(begin(q.message(maxMessage))), false
 	}
 	a = r.pack(zones.Answer(q.message(maxMessage), r.transport, maxMessage))
 	if r.fits(a) {
 		// What strangers can make up without end, names that don't exist, is not kept.
 		return a, verdict == readable && a.rcode() == dns.RcodeSuccess && len(a.body) <= MaxUDPPayload
 	}
-	// The OPT is counted by Answer, but left out for those who do not speak EDNS.
-	size := r.limit()
+	// Answer counts an OPT with its own options only, also where it will be left out.
+	size := r.limit() - r.ownOptions()
 	if !q.edns.present {
 		size = min(size+optOctets, maxMessage)
 	}
@@ -92,16 +140,7 @@ func (r *responder) limit() int {
 	return min(max(dns.MinMsgSize, int(r.query.edns.size)), MaxUDPPayload)
 }
 
-// optOctets is the size of an OPT without options.
-const optOctets = 11
-
-func (r *responder) fits(a *answer) bool {
-	size := len(a.body)
-	if r.query.edns.present {
-		size += optOctets + len(a.options)
-	}
-	return size <= r.limit()
-}
+func (r *responder) fits(a *answer) bool { return len(a.body)+r.optSize(a) <= r.limit() }
 
 // pack packs a message and takes its OPT apart.
 func (r *responder) pack(m *dns.Msg) *answer {
@@ -111,14 +150,13 @@ func (r *responder) pack(m *dns.Msg) *answer {
 	}
 	m.Extra = slices.DeleteFunc(m.Extra, func(rr dns.RR) bool { return rr.Header().Rrtype == dns.TypeOPT })
 	m.Rcode &= 0xf
-	body, err := m.PackBuffer(r.scratch)
+	body, err := m.PackBuffer(r.scratch[:cap(r.scratch)])
 	if err != nil {
 		// Can't happen: the zone's records were packed when it was made.
 		body = make([]byte, headerOctets)
 		body[2], body[3] = flagQR|byte(m.Opcode)<<3, dns.RcodeServerFailure
 	}
-	r.scratch = body[:cap(body)]
-	a.body = body
+	r.scratch, a.body = body, body
 	return a
 }
 
@@ -151,8 +189,19 @@ func (r *responder) finish(buf []byte, a *answer) []byte {
 		return out
 	}
 	binary.BigEndian.PutUint16(out[10:], binary.BigEndian.Uint16(out[10:])+1)
-	out = append(out, 0, 0, byte(dns.TypeOPT), MaxUDPPayload>>8, MaxUDPPayload&0xff)
-	out = binary.BigEndian.AppendUint32(out, a.ttl)
-	out = binary.BigEndian.AppendUint16(out, uint16(len(a.options)))
-	return append(out, a.options...)
+	return r.appendOPT(out, a)
+}
+
+// limited is what is sent instead of an answer beyond the limit: nothing, or
+// an answer without data and with TC.
+func (r *responder) limited(a *answer) *answer {
+	if r.slipped++; r.slipped < r.slip {
+		return nil
+	}
+	r.slipped = 0
+	r.scratch = append(r.scratch[:0], a.body[:r.query.question]...)
+	r.scratch[2] |= flagTC
+	clear(r.scratch[6:headerOctets]) // counts of answers
+	r.answer = answer{body: r.scratch, ttl: a.ttl}
+	return &r.answer
 }

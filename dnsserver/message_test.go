@@ -156,7 +156,7 @@ func TestRespondKeepsTheCaseOfTheQuestion(t *testing.T) {
 func TestRespondAllocations(t *testing.T) {
 	zs := newZones(t)
 	packet, buf := []byte(headerAR+question+opt), make([]byte, 2*dnsserver.MaxUDPPayload)
-	responder := dnsserver.NewResponder(zs, dnsserver.UDP, false)
+	responder := dnsserver.NewResponder(zs, dnsserver.UDP, dnsserver.Config{}, false)
 	if got := testing.AllocsPerRun(100, func() { responder.Respond(buf, packet) }); got > 12 {
 		t.Errorf("%v allocations, at most 12 so far", got)
 	}

@@ -13,10 +13,12 @@ const headerOctets = 12
 type verdict int
 
 const (
-	silent    verdict = iota // not to be answered: too short for a header, or itself a response
-	malformed                // to be answered FORMERR
-	otherCode                // an opcode other than QUERY: its sections may mean anything and were not read
-	readable                 // a query
+	silent     verdict = iota // not to be answered: too short for a header, or itself a response
+	malformed                 // to be answered FORMERR
+	otherCode                 // an opcode other than QUERY: its sections may mean anything and were not read
+	badCookie                 // a query, but for the length of its cookie
+	cookieOnly                // asks for a cookie and nothing else, RFC 7873 section 5.4
+	readable                  // a query
 )
 
 // query is what an answer depends on: header, question and EDNS. It is read
@@ -35,15 +37,6 @@ type query struct {
 	edns  edns
 }
 
-// edns is the OPT of a query (RFC 6891 section 6.1). The zero value is a query
-// without.
-type edns struct {
-	present bool
-	version uint8
-	flags   uint16
-	size    uint16
-}
-
 // typeAndClass is what follows the name of a question.
 const typeAndClass = 4
 
@@ -51,6 +44,7 @@ const typeAndClass = 4
 // copied to the response (AD and CD stay clear by RFC 4035 section 3.1.6).
 const (
 	flagQR = 0x80
+	flagTC = 0x02
 	flagRD = 0x01
 )
 
@@ -76,10 +70,19 @@ func (q *query) read(packet []byte) verdict {
 		return otherCode
 	}
 	p := parser{packet: packet, off: headerOctets}
-	if binary.BigEndian.Uint16(packet[4:]) != 1 || !p.question(q) || !p.records(q) {
+	questions := binary.BigEndian.Uint16(packet[4:])
+	if questions > 1 || questions == 1 && !p.question(q) || !p.records(q) {
 		return malformed
 	}
-	return readable
+	switch {
+	case q.edns.badCookie:
+		return badCookie
+	case questions == 1:
+		return readable
+	case q.edns.cookie != nil:
+		return cookieOnly
+	}
+	return malformed
 }
 
 // message makes the query as [Zones.Answer] takes it: in lower case, so that
@@ -160,7 +163,8 @@ func (p *parser) skipName() (compressed, ok bool) {
 // answers, and authority records only for IXFR (RFC 1995 section 3).
 func (p *parser) records(q *query) bool {
 	answers, authority := binary.BigEndian.Uint16(p.packet[6:]), binary.BigEndian.Uint16(p.packet[8:])
-	if answers > 0 || authority > 1 || authority == 1 && q.qtype() != dns.TypeIXFR {
+	transfer := q.question > headerOctets && q.qtype() == dns.TypeIXFR
+	if answers > 0 || authority > 1 || authority == 1 && !transfer {
 		return false
 	}
 	if authority == 1 && (!p.record(q) || q.edns.present) {
@@ -174,8 +178,7 @@ func (p *parser) records(q *query) bool {
 	return p.off == len(p.packet)
 }
 
-// record moves past one record and reads it if it is an OPT, of which there is
-// one at most (RFC 6891 section 6.1.1).
+// record moves past one record and reads it if it is an OPT.
 func (p *parser) record(q *query) bool {
 	root := p.off < len(p.packet) && p.packet[p.off] == 0
 	if _, ok := p.skipName(); !ok || len(p.packet)-p.off < 10 {
@@ -192,30 +195,5 @@ func (p *parser) record(q *query) bool {
 	if binary.BigEndian.Uint16(fixed) != dns.TypeOPT {
 		return true
 	}
-	if q.edns.present || !root {
-		return false
-	}
-	q.edns = edns{
-		present: true,
-		size:    binary.BigEndian.Uint16(fixed[2:]),
-		version: fixed[5],
-		flags:   binary.BigEndian.Uint16(fixed[6:]) & ednsFlags,
-	}
-	return wellFormedOptions(data)
-}
-
-// wellFormedOptions tells whether the options fill the OPT's data exactly.
-// What they say is ignored (RFC 6891 section 6.1.2).
-func wellFormedOptions(data []byte) bool {
-	for len(data) > 0 {
-		if len(data) < 4 {
-			return false
-		}
-		size := 4 + int(binary.BigEndian.Uint16(data[2:]))
-		if len(data) < size {
-			return false
-		}
-		data = data[size:]
-	}
-	return true
+	return q.edns.read(root, fixed, data)
 }

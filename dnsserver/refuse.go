@@ -16,6 +16,7 @@ type refusal struct {
 var (
 	refuseFormat    = refusal{dns.RcodeFormatError, dns.ExtendedErrorCodeOther, "malformed message"}
 	refuseQuestions = refusal{dns.RcodeFormatError, dns.ExtendedErrorCodeOther, "a query has exactly one question"}
+	refuseCookie    = refusal{dns.RcodeFormatError, dns.ExtendedErrorCodeOther, "malformed cookie"}
 	refuseName      = refusal{dns.RcodeFormatError, dns.ExtendedErrorCodeOther, "malformed name"}
 	refuseMetaType  = refusal{dns.RcodeFormatError, dns.ExtendedErrorCodeInvalidQueryType, ""}
 	refuseMailType  = refusal{dns.RcodeNotImplemented, dns.ExtendedErrorCodeNotSupported, "obsolete query type"}

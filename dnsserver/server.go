@@ -2,12 +2,15 @@ package dnsserver
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"net"
 	"net/netip"
 	"runtime"
+	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -19,6 +22,9 @@ const (
 	defaultMaxConns          = 512
 	defaultMaxConnsPerClient = 32
 	defaultIdleTimeout       = 10 * time.Second
+
+	maxNSID      = 128
+	minCookieKey = 16
 
 	// A listen address with port 0 needs one port that is free for UDP and TCP.
 	portAttempts = 32
@@ -33,12 +39,25 @@ type Config struct {
 	// one. The host is an IP address or empty for all of the machine; port 0
 	// takes one that is free (see Server.Addrs).
 	Listen []string
+	// ListenTLS are addresses for DNS over TLS (RFC 7858), as those of Listen.
+	ListenTLS []string
+	// TLS has the certificate for ListenTLS; needed with that. Its NextProtos
+	// are replaced.
+	TLS *tls.Config
 	// Workers answer the packets of one UDP address, on Linux each with a socket
 	// of its own. Zero: as many as CPUs.
 	Workers int
 	// MaxConns and MaxConnsPerClient bound the open TCP connections; one more
 	// is closed at once. Zero: 512 and 32.
 	MaxConns, MaxConnsPerClient int
+	// NSID is what identifies this server to those who ask (RFC 5001). Empty: nothing.
+	NSID string
+	// CookieKey is the secret that servers of one address have in common, so that
+	// each takes the others' cookies (RFC 9018); at least 16 octets. Nil: one
+	// that nobody else has.
+	CookieKey []byte
+	// RateLimit bounds answers over UDP.
+	RateLimit RateLimit
 	// IdleTimeout is how long a TCP client may take for its next query, and
 	// for reading an answer. Zero: 10 s.
 	IdleTimeout time.Duration
@@ -46,13 +65,16 @@ type Config struct {
 	Logger *slog.Logger
 }
 
-// Server answers DNS queries over UDP and TCP.
+// Server answers DNS queries over UDP, TCP and TLS, and over HTTPS as a handler
+// (RFC 8484).
 type Server struct {
-	config Config // completed by New
+	// set by New
+	config Config
 	log    *slog.Logger
-	udp    []*net.UDPConn // set by New
-	tcp    []net.Listener // set by New, one for each address
-	cache  *cache         // set by New
+	udp    []*net.UDPConn
+	tcp    []net.Listener // one for each address
+	tls    []net.Listener
+	shared shared
 
 	view    atomic.Pointer[view] // replaced by SetZones
 	started atomic.Bool
@@ -65,7 +87,7 @@ func New(c Config) (*Server, error) {
 	if err := c.complete(); err != nil {
 		return nil, err
 	}
-	s := &Server{config: c, log: c.Logger, cache: newCache()}
+	s := &Server{config: c, log: c.Logger, shared: c.shared()}
 	s.view.Store(&view{})
 	s.conns.init(c.MaxConns, c.MaxConnsPerClient)
 	var faults []error
@@ -74,10 +96,30 @@ func New(c Config) (*Server, error) {
 			faults = append(faults, err)
 		}
 	}
+	for _, address := range c.ListenTLS {
+		l, err := net.Listen("tcp", address)
+		if err != nil {
+			faults = append(faults, fmt.Errorf("dns: %w", err))
+			continue
+		}
+		s.tls = append(s.tls, l)
+	}
 	if len(faults) > 0 {
 		return nil, errors.Join(append(faults, s.Close())...)
 	}
 	return s, nil
+}
+
+// shared makes what a complete configuration says of answers.
+func (c *Config) shared() shared {
+	return shared{
+		cache:     newCache(),
+		cookies:   newCookies(c.CookieKey),
+		limiter:   newLimiter(c.RateLimit),
+		slip:      max(c.RateLimit.Slip, 1),
+		nsid:      []byte(c.NSID),
+		keepalive: uint16(min(c.IdleTimeout/(100*time.Millisecond), math.MaxUint16)),
+	}
 }
 
 // complete checks the configuration and fills in the defaults.
@@ -86,12 +128,20 @@ func (c *Config) complete() error {
 	if len(c.Listen) == 0 {
 		faults = append(faults, errors.New("dns: Listen: at least one address is needed"))
 	}
-	for _, address := range c.Listen {
-		if err := checkListen(address); err != nil {
-			faults = append(faults, fmt.Errorf("dns: Listen %q: %w", address, err))
+	for field, addresses := range map[string][]string{"Listen": c.Listen, "ListenTLS": c.ListenTLS} {
+		for _, address := range addresses {
+			if err := checkListen(address); err != nil {
+				faults = append(faults, fmt.Errorf("dns: %s %q: %w", field, address, err))
+			}
 		}
 	}
-	if c.Workers < 0 || c.MaxConns < 0 || c.MaxConnsPerClient < 0 || c.IdleTimeout < 0 {
+	if len(c.ListenTLS) > 0 && c.TLS == nil {
+		faults = append(faults, errors.New("dns: ListenTLS: TLS is needed"))
+	}
+	if len(c.NSID) > maxNSID || len(c.CookieKey) > 0 && len(c.CookieKey) < minCookieKey {
+		faults = append(faults, fmt.Errorf("dns: NSID has at most %d octets, CookieKey at least %d", maxNSID, minCookieKey))
+	}
+	if c.RateLimit.PerSecond < 0 || c.RateLimit.Slip < 0 || c.Workers < 0 || c.MaxConns < 0 || c.MaxConnsPerClient < 0 || c.IdleTimeout < 0 {
 		faults = append(faults, errors.New("dns: a limit is negative"))
 	}
 	if c.Workers == 0 {
@@ -157,10 +207,23 @@ func (s *Server) bind(address string) error {
 func (s *Server) Addrs() []netip.AddrPort {
 	addrs := make([]netip.AddrPort, 0, len(s.tcp))
 	for _, l := range s.tcp {
-		addr := l.Addr().(*net.TCPAddr).AddrPort()
-		addrs = append(addrs, netip.AddrPortFrom(addr.Addr().Unmap(), addr.Port()))
+		addrs = append(addrs, unmap(l.Addr().(*net.TCPAddr).AddrPort()))
 	}
 	return addrs
+}
+
+// AddrsTLS returns the bound addresses in the order of Config.ListenTLS.
+func (s *Server) AddrsTLS() []netip.AddrPort {
+	addrs := make([]netip.AddrPort, 0, len(s.tls))
+	for _, l := range s.tls {
+		addrs = append(addrs, unmap(l.Addr().(*net.TCPAddr).AddrPort()))
+	}
+	return addrs
+}
+
+// unmap makes a mapped IPv4 address plain.
+func unmap(addr netip.AddrPort) netip.AddrPort {
+	return netip.AddrPortFrom(addr.Addr().Unmap(), addr.Port())
 }
 
 // SetZones replaces all zones at once. Before the first call queries are
@@ -190,7 +253,10 @@ func (s *Server) Run(ctx context.Context) error {
 		running.Go(func() { s.serveUDP(ctx, socket) })
 	}
 	for _, l := range s.tcp {
-		running.Go(func() { s.acceptTCP(ctx, l) })
+		running.Go(func() { s.accept(ctx, l, s.serveTCP) })
+	}
+	for _, l := range s.tls {
+		running.Go(func() { s.accept(ctx, l, s.serveTLS()) })
 	}
 	<-ctx.Done()
 	s.interrupt()
@@ -203,7 +269,7 @@ func (s *Server) interrupt() {
 	for _, socket := range s.udp {
 		_ = socket.SetDeadline(time.Unix(1, 0)) // fails only when closed, which is as good
 	}
-	for _, l := range s.tcp {
+	for _, l := range slices.Concat(s.tcp, s.tls) {
 		_ = l.Close() // closeSockets reports errors of the last close only
 	}
 	s.conns.interrupt()
@@ -223,7 +289,7 @@ func (s *Server) closeSockets() error {
 	for _, socket := range s.udp {
 		faults = append(faults, ignoreClosed(socket.Close()))
 	}
-	for _, l := range s.tcp {
+	for _, l := range slices.Concat(s.tcp, s.tls) {
 		faults = append(faults, ignoreClosed(l.Close()))
 	}
 	return errors.Join(faults...)

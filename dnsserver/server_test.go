@@ -323,6 +323,10 @@ func TestDig(t *testing.T) {
 	for _, row := range []struct{ args, want string }{
 		{"gateway.dstack.host A +short", "192.0.2.1\n"},
 		{"gateway.dstack.host A +tcp +short", "192.0.2.1\n"},
+		{"GaTeWaY.DsTaCk.HoSt A +noall +answer", "GaTeWaY.DsTaCk.HoSt."},
+		{"gateway.dstack.host A +cookie", "(good)"},
+		{"gateway.dstack.host A +cookie=0123", "FORMERR"},
+		{"+header-only +cookie", "COOKIE"},
 		{"0X" + strings.ToUpper(appID) + "-8080s.dstack.host AAAA +short", "2001:db8::1\n"},
 		{"_acme-challenge." + appID + ".dstack.host TXT +short", "\"app\"\n"},
 		{"nobody.dstack.host A", "status: NXDOMAIN"},

@@ -3,6 +3,7 @@ package dnsserver
 import (
 	"bufio"
 	"context"
+	"crypto/tls"
 	"encoding/binary"
 	"errors"
 	"io"
@@ -95,12 +96,17 @@ func (t *connTable) allowWrite(conn net.Conn, d time.Duration) error {
 	return conn.SetWriteDeadline(time.Now().Add(d))
 }
 
-func clientOf(conn net.Conn) netip.Addr {
+// addressOf is the address of the client.
+func addressOf(conn net.Conn) netip.Addr {
 	tcp, ok := conn.RemoteAddr().(*net.TCPAddr)
 	if !ok {
 		return netip.Addr{}
 	}
-	addr := tcp.AddrPort().Addr().Unmap().WithZone("")
+	return tcp.AddrPort().Addr().Unmap().WithZone("")
+}
+
+func clientOf(conn net.Conn) netip.Addr {
+	addr := addressOf(conn)
 	if addr.Is6() {
 		prefix, _ := addr.Prefix(64) // 64 bits always fit IPv6
 		return prefix.Addr()
@@ -108,8 +114,8 @@ func clientOf(conn net.Conn) netip.Addr {
 	return addr
 }
 
-// acceptTCP accepts until the listener is closed, and waits for its connections.
-func (s *Server) acceptTCP(ctx context.Context, l net.Listener) {
+// accept accepts until the listener is closed, and waits for its connections.
+func (s *Server) accept(ctx context.Context, l net.Listener, serve func(net.Conn)) {
 	var serving sync.WaitGroup
 	defer serving.Wait()
 	wait := time.Duration(0)
@@ -128,23 +134,45 @@ func (s *Server) acceptTCP(ctx context.Context, l net.Listener) {
 			_ = conn.Close() // a stranger's connection; nobody is left to tell
 			continue
 		}
-		serving.Go(func() { s.serveTCP(conn) })
+		serving.Go(func() {
+			defer s.conns.remove(conn)
+			defer conn.Close()
+			serve(conn)
+		})
 	}
 }
 
-// serveTCP answers one connection's queries in their order. Queries that
+func (s *Server) serveTCP(conn net.Conn) { s.serveStream(conn, TCP) }
+
+// serveTLS returns what serves the connections of DNS over TLS: the same, after
+// a handshake in the time of a query.
+func (s *Server) serveTLS() func(net.Conn) {
+	config := s.config.TLS.Clone()
+	config.NextProtos = []string{"dot"} // RFC 7858 section 3.1 asks for none, RFC 9103 section 7.1 for this
+	return func(conn net.Conn) {
+		if errors.Join(s.conns.allowRead(conn, s.config.IdleTimeout), s.conns.allowWrite(conn, s.config.IdleTimeout)) != nil {
+			return
+		}
+		secure := tls.Server(conn, config)
+		if secure.Handshake() != nil {
+			return // a stranger's connection
+		}
+		defer secure.Close()
+		s.serveStream(secure, TLS)
+	}
+}
+
+// serveStream answers one connection's queries in their order. Queries that
 // arrived together are answered in one write (RFC 7766 section 6.2.1.1 and 8).
-func (s *Server) serveTCP(conn net.Conn) {
-	defer s.conns.remove(conn)
-	defer conn.Close()
+func (s *Server) serveStream(conn net.Conn, transport Transport) {
 	stream := &tcpStream{conn: conn, table: &s.conns, timeout: s.config.IdleTimeout, in: bufio.NewReaderSize(conn, readBuffer)}
-	responder := responder{transport: TCP, cache: s.cache}
+	responder, client := responder{transport: transport, shared: &s.shared}, addressOf(conn)
 	for {
 		query, err := stream.next()
 		if err != nil {
 			break // the client is gone, idle or talks something else
 		}
-		answer := responder.respond(stream.out, query, s.view.Load(), time.Now())
+		answer := responder.respond(stream.out, query, client, s.view.Load(), time.Now())
 		if answer == nil {
 			break // not a query: there is no answer that would keep the stream in step
 		}
