@@ -153,18 +153,6 @@ func (g *Gateway) tunnelKey(ctx context.Context) (tunnel.PrivateKey, error) {
 	}
 }
 
-func (g *Gateway) openDNS(context.Context) (err error) {
-	if err := g.openZones(); err != nil {
-		return err
-	}
-	var listen []string
-	for _, addr := range g.config.DNS.Listen {
-		listen = append(listen, addr.String())
-	}
-	g.dns, err = dnsserver.New(dnsserver.Config{Listen: listen, Logger: g.log})
-	return err
-}
-
 func (g *Gateway) openCerts(context.Context) error {
 	c := g.config.Certs
 	roots, err := optionalPool(c.CAFile)
@@ -219,7 +207,7 @@ func (g *Gateway) openProxy() (err error) {
 	kind := string(g.trust.Platform.Kind())
 	g.proxy, err = proxy.New(proxy.Config{
 		Listen: g.config.Proxy.Listen.String(), Bases: g.config.BaseDomains, Certificate: g.certs.GetCertificate,
-		Registry: g.registry.Snapshot, Dial: g.dial, TunnelUp: g.tunnelUp, Handshake: g.handshake, Own: proxy.Failing(g.config.Node, kind, g.log, g.attester.Serve),
+		Registry: g.registry.Snapshot, Dial: g.dial, TunnelUp: g.tunnelUp, Handshake: g.handshake, Own: proxy.Failing(g.config.Node, kind, g.log, g.serveOwn),
 		Node: g.config.Node, TEE: kind, DrainTimeout: g.config.Proxy.DrainTimeout, Logger: g.log,
 	})
 	return err

@@ -162,6 +162,9 @@ func (c *Config) checkRest(f *Faults) {
 	if len(c.DNS.Listen) == 0 {
 		f.add("dns.listen", `is empty; set at least [":53"]`)
 	}
+	if c.DNS.RateLimitSlip < 1 {
+		f.add("dns.rate_limit_slip", "must be at least 1, by which every answer beyond the limit is sent without data")
+	}
 	if c.Proxy.PublicPort > 65535 {
 		f.add("proxy.public_port", "%d is not a port", c.Proxy.PublicPort)
 	}
