@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/vmihailenco/msgpack/v5"
 	"github.com/vmihailenco/msgpack/v5/msgpcode"
@@ -46,6 +47,15 @@ type AppInfo struct {
 	KeyProviderInfo Hex `json:"key_provider_info"`
 	// InitScriptHashes are the SHA-256 of the init scripts, at most five; nil when not known.
 	InitScriptHashes []Hex `json:"init_script_hashes"`
+}
+
+// Equal reports whether two say the same. Hashes of init scripts that are not known differ from none.
+func (a AppInfo) Equal(b AppInfo) bool {
+	same := (a.InitScriptHashes == nil) == (b.InitScriptHashes == nil) &&
+		slices.EqualFunc(a.InitScriptHashes, b.InitScriptHashes, func(x, y Hex) bool { return bytes.Equal(x, y) })
+	return same && bytes.Equal(a.AppID, b.AppID) && bytes.Equal(a.ComposeHash, b.ComposeHash) && bytes.Equal(a.InstanceID, b.InstanceID) &&
+		bytes.Equal(a.DeviceID, b.DeviceID) && bytes.Equal(a.MRSystem, b.MRSystem) && bytes.Equal(a.MRAggregated, b.MRAggregated) &&
+		bytes.Equal(a.OSImageHash, b.OSImageHash) && bytes.Equal(a.KeyProviderInfo, b.KeyProviderInfo)
 }
 
 // DecodeAppInfo derives the application from a verified quote, its event log and the text of its VM configuration (which may be

@@ -29,6 +29,8 @@ const (
 	SourceNone Source = ""
 	// SourceAttestation: an encoded [Attestation] of version 0.
 	SourceAttestation Source = "attestation-v0"
+	// SourceAttestationV1: one of version 1.
+	SourceAttestationV1 Source = "attestation-v1"
 	// SourceLegacy: the quote and the event log of dstack before 0.5.6.
 	SourceLegacy Source = "legacy"
 	// SourceAppInfo: no quote. The application info is the word of the certificate's issuer, and is worth what the issuer is.
@@ -40,7 +42,7 @@ type CertEvidence struct {
 	// Source is the kind of evidence; a quote takes precedence over application info.
 	Source Source
 	// Quote is the raw quote, Events the runtime events that have to replay to its RTMR[3], VMConfig the guest's configuration.
-	// Quote is nil unless Source is SourceAttestation or SourceLegacy.
+	// Quote is nil unless Source is SourceAttestation, SourceAttestationV1 or SourceLegacy.
 	Quote    []byte
 	Events   []Event
 	VMConfig string
@@ -136,6 +138,9 @@ func (e *CertEvidence) readQuote(contents map[string][]byte) error {
 			return err
 		}
 		e.Source, e.Quote, e.Events, e.VMConfig, e.ReportData = SourceAttestation, a.Quote, a.RuntimeEvents, a.Config, &a.ReportData
+		if attestation[0] != 0 {
+			e.Source = SourceAttestationV1
+		}
 	case legacy:
 		events, err := ParseEventLog(log)
 		if err != nil {

@@ -74,7 +74,17 @@ type StatementInstance struct {
 	WGPublicKey string `json:"wg_public_key"`
 	// EvidenceSHA256 is the SHA-256 of the instance's raw quote in hex, "" when it registered without one.
 	EvidenceSHA256 string `json:"evidence_sha256"`
+	// Identity is the proof that the gateway took for who the instance is when it registered, one of the constants; "" when it does not say.
+	Identity string `json:"identity,omitempty"`
 }
+
+// Proofs of an instance's identity at its registration.
+const (
+	IdentityAttestation = "ratls-v0"     // certificate with dstack's attestation extension, version 0 of its content
+	IdentityMessagePack = "ratls-v1"     // the same, version 1
+	IdentityLegacy      = "ratls-legacy" // certificate with the older quote and event log extensions
+	IdentityKMS         = "kms-app-info" // certificate of the dstack KMS, without a quote
+)
 
 // ParseStatement reads the exact text of a gateway's statement: strictly, at most 1 MiB, every member present and well formed.
 func ParseStatement(text string) (*Statement, error) {
@@ -168,6 +178,11 @@ func (i StatementInstance) check() error {
 		if _, err := lowerHex(i.EvidenceSHA256, len(Digest{})); err != nil {
 			errs = append(errs, fmt.Errorf("evidence hash %w", err))
 		}
+	}
+	switch i.Identity {
+	case "", IdentityAttestation, IdentityMessagePack, IdentityLegacy, IdentityKMS:
+	default:
+		errs = append(errs, fmt.Errorf("identity %q is unknown", shorten(i.Identity)))
 	}
 	return errors.Join(errs...)
 }

@@ -157,6 +157,7 @@ func TestStatementsAreReadStrictly(t *testing.T) {
 		"host in capitals":      member(t, text, "host", `"A.dstack.host"`),
 		"host with a dot":       member(t, text, "host", `"a.dstack.host."`),
 		"ends before it begins": member(t, text, "expires_at", `"2026-11-24T11:00:00Z"`),
+		"an unknown identity":   member(t, text, "app.instances", `[`+strings.TrimSuffix(instance, "}")+`,"identity":"word of mouth"}]`),
 		"a short app id":        member(t, text, "app.id", `"11"`),
 		"an app id in capitals": member(t, text, "app.id", `"AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"`),
 		"no instances":          member(t, text, "app.instances", `[]`),

@@ -39,7 +39,8 @@ const documentShape = object({
 const statementShape = object({
   purpose: one("ra-https-v1"), host: text, node: text,
   tls: list(object({spki_sha256: digest, not_after: time, use: one("current", "next")}), maxKeys), acme_account: text, caa: list(text),
-  app: orNull(object({id: sized(20), instances: list(object({id: sized(20), wg_public_key: wireGuardKey, evidence_sha256: orEmpty(sized(32))}), maxInstances)})),
+  app: orNull(object({id: sized(20), instances: list(object({id: sized(20), wg_public_key: wireGuardKey, evidence_sha256: orEmpty(sized(32)),
+    identity: optional(one("ratls-v0", "ratls-v1", "ratls-legacy", "kms-app-info"), "")}), maxInstances)})),
   issued_at: time, expires_at: time,
 });
 

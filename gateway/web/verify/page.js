@@ -128,7 +128,7 @@ function showFacts({gateway, apps, statement}) {
   if (statement) {
     into("key", "Keys of the statement", [...statement.tls.map((k) => [`SHA-256 of the ${k.use} key, until ${stamp(k.not_after)}`, hex(k.spki_sha256)]), ["ACME account", statement.acme_account], ...statement.caa.map((c) => ["CAA", c])], true);
     into("name", "Stated", [["host", statement.host], ["node", statement.node], ...(statement.app ? [["app id", statement.app.id]] : [])]);
-    for (const i of statement.app?.instances ?? []) into("tunnel", `Tunnel to instance ${i.id}`, [["WireGuard key", i.wg_public_key], ["SHA-256 of the quote", i.evidence_sha256]]);
+    for (const i of statement.app?.instances ?? []) into("tunnel", `Tunnel to instance ${i.id}`, [["WireGuard key", i.wg_public_key], ["SHA-256 of the quote", i.evidence_sha256], ["identity at registration", i.identity]]);
   }
   for (const {quote, info, evidence, stated} of apps) {
     into("app", `Measured values of instance ${stated.id}`, [["binding", evidence.binding], ...programFacts(quote, info), ...machineFacts(quote)]);
