@@ -18,10 +18,16 @@ type Instance struct {
 	Compose ComposeHash
 	Key     tunnel.PublicKey // its WireGuard key, of no other instance
 	Addr    netip.Addr       // its address in the tunnel; assigned by Register, kept as long as the instance is registered
-	Ports   *PortPolicy      // nil: not reported
+	// Ports is the policy that the app has for itself; nil: not known yet. Measured says that it was read from the
+	// app-compose.json with the hash Compose, and not just reported. Override is the operator's, and comes first; nil: none.
+	Ports    *PortPolicy
+	Measured bool
+	Override *PortPolicy
 
-	// Identity says which proof the registration rested on: "ratls-v0", "ratls-legacy" or "kms-app-info".
+	// Identity says which proof the registration rested on: ratls.IdentityAttestation or one of its siblings.
 	Identity string
+	// Binding is what Evidence is bound to.
+	Binding ratls.Binding
 	// Evidence is the JSON of the app's own evidence, which binds Key; empty when it sent none. EvidenceAt is when it
 	// was stored.
 	Evidence   []byte
@@ -30,6 +36,25 @@ type Instance struct {
 	RegisteredAt time.Time
 	// Info is what the identity proof says about the app.
 	Info ratls.AppInfo
+	// Drain says since when the instance gets no new connections, and why; the zero value: it gets them.
+	Drain Drain
+}
+
+// Drain is the end of an instance that is not wanted any more: it is removed some time after At.
+type Drain struct {
+	At     time.Time
+	Reason string // a few known words
+}
+
+// Draining reports whether the instance gets no new connections.
+func (inst *Instance) Draining() bool { return !inst.Drain.At.IsZero() }
+
+// Policy is the port policy that counts: the operator's, else the app's; nil when neither is known.
+func (inst *Instance) Policy() *PortPolicy {
+	if inst.Override != nil {
+		return inst.Override
+	}
+	return inst.Ports
 }
 
 // PortPolicy says which ports of an instance the gateway may reach, as the app's own app-compose.json declares it
@@ -79,6 +104,7 @@ func (p *PortPolicy) find(port uint16) (Port, bool) {
 const (
 	maxPorts    = 1024
 	maxIdentity = 32
+	maxReason   = 64
 	// MaxEvidence is the largest evidence of an app in bytes.
 	MaxEvidence = 512 << 10
 )
@@ -104,7 +130,10 @@ func (inst *Instance) check() error {
 	if len(inst.Evidence) > MaxEvidence {
 		faults = append(faults, fmt.Errorf("evidence of %d bytes is larger than %d", len(inst.Evidence), MaxEvidence))
 	}
-	return errors.Join(append(faults, inst.Ports.check())...)
+	if len(inst.Binding) > maxIdentity || len(inst.Drain.Reason) > maxReason {
+		faults = append(faults, errors.New("binding or reason is too long"))
+	}
+	return errors.Join(append(faults, inst.Ports.check(), inst.Override.check())...)
 }
 
 func (p *PortPolicy) check() error {

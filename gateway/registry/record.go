@@ -30,6 +30,15 @@ type record struct {
 	EvidenceAt   time.Time       `json:"evidence_at"`
 	RegisteredAt time.Time       `json:"registered_at"`
 	Info         json.RawMessage `json:"app_info"`
+	Measured     bool            `json:"ports_measured,omitempty"`
+	Override     *portsRecord    `json:"port_override,omitempty"`
+	Binding      string          `json:"binding,omitempty"`
+	Drain        *drainRecord    `json:"drain,omitempty"`
+}
+
+type drainRecord struct {
+	At     time.Time `json:"at"`
+	Reason string    `json:"reason"`
 }
 
 type portsRecord struct {
@@ -73,6 +82,10 @@ func encode(inst *Instance) ([]byte, error) {
 		EvidenceAt:   inst.EvidenceAt.UTC().Truncate(time.Second),
 		RegisteredAt: inst.RegisteredAt.UTC().Truncate(time.Second),
 		Info:         info,
+		Measured:     inst.Measured,
+		Override:     encodePorts(inst.Override),
+		Binding:      string(inst.Binding),
+		Drain:        encodeDrain(inst.Drain),
 	})
 	if err != nil {
 		return nil, err
@@ -99,6 +112,11 @@ func decode(data []byte) (*Instance, error) {
 		Identity:     r.Identity,
 		EvidenceAt:   r.EvidenceAt,
 		RegisteredAt: r.RegisteredAt,
+		Measured:     r.Measured,
+		Binding:      ratls.Binding(r.Binding),
+	}
+	if r.Drain != nil {
+		inst.Drain = Drain(*r.Drain)
 	}
 	if len(evidence) > 0 {
 		inst.Evidence = evidence
@@ -113,6 +131,9 @@ func decode(data []byte) (*Instance, error) {
 	if inst.Ports, err = decodePorts(r.Ports); err != nil {
 		return nil, err
 	}
+	if inst.Override, err = decodePorts(r.Override); err != nil {
+		return nil, err
+	}
 	if err := json.Unmarshal(r.Info, &inst.Info); err != nil {
 		return nil, fmt.Errorf("app info: %w", err)
 	}
@@ -120,6 +141,13 @@ func decode(data []byte) (*Instance, error) {
 		return nil, errors.New("no address")
 	}
 	return inst, inst.check()
+}
+
+func encodeDrain(d Drain) *drainRecord {
+	if d == (Drain{}) {
+		return nil
+	}
+	return &drainRecord{d.At.UTC().Truncate(time.Second), d.Reason}
 }
 
 func encodePorts(p *PortPolicy) *portsRecord {

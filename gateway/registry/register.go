@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"time"
 
 	"dstack.host/gateway/store"
@@ -85,7 +86,7 @@ func checkIDs(s *Snapshot, want *Instance) error {
 func (r *Registry) plan(cur, want *Instance) (*Instance, bool, error) {
 	next := *want
 	now := r.now().UTC().Truncate(time.Second)
-	next.Addr, next.RegisteredAt, next.EvidenceAt = netip.Addr{}, now, time.Time{}
+	next.Addr, next.RegisteredAt, next.EvidenceAt, next.Override, next.Drain = netip.Addr{}, now, time.Time{}, nil, Drain{}
 	if len(next.Evidence) > 0 {
 		next.EvidenceAt = now
 	} else {
@@ -100,28 +101,35 @@ func (r *Registry) plan(cur, want *Instance) (*Instance, bool, error) {
 	if r.pool.Contains(cur.Addr) {
 		next.Addr = cur.Addr
 	}
+	next.Override = cur.Override
 	sameKey, sameCode := cur.Key == next.Key, cur.Compose == next.Compose
 	if sameKey {
 		next.RegisteredAt = cur.RegisteredAt
 	}
-	if sameCode && next.Ports == nil {
-		next.Ports = cur.Ports
+	if sameCode && (next.Ports == nil || cur.Measured && !next.Measured) {
+		next.Ports, next.Measured = cur.Ports, cur.Measured
 	}
 	fresh := len(cur.Evidence) > 0 && now.Sub(cur.EvidenceAt) < r.evidenceAge
-	if sameKey && sameCode && (fresh || next.Evidence == nil) {
+	if sameKey && sameCode && (fresh && cur.Binding == next.Binding || next.Evidence == nil) {
 		next.Evidence, next.EvidenceAt = cur.Evidence, cur.EvidenceAt
 	}
-	same, err := equal(cur, &next)
-	return &next, !same, err
+	return &next, !cur.equal(&next), nil
 }
 
-func equal(a, b *Instance) (bool, error) {
-	left, err := encode(a)
-	if err != nil {
-		return false, err
+// equal reports whether two instances have the same record.
+func (inst *Instance) equal(other *Instance) bool {
+	return inst.ID == other.ID && inst.App == other.App && inst.Compose == other.Compose && inst.Key == other.Key && inst.Addr == other.Addr &&
+		inst.Ports.equal(other.Ports) && inst.Measured == other.Measured && inst.Override.equal(other.Override) &&
+		inst.Identity == other.Identity && inst.Binding == other.Binding && bytes.Equal(inst.Evidence, other.Evidence) &&
+		inst.EvidenceAt.Equal(other.EvidenceAt) && inst.RegisteredAt.Equal(other.RegisteredAt) &&
+		inst.Info.Equal(other.Info) && inst.Drain.Reason == other.Drain.Reason && inst.Drain.At.Equal(other.Drain.At)
+}
+
+func (p *PortPolicy) equal(other *PortPolicy) bool {
+	if p == nil || other == nil {
+		return p == other
 	}
-	right, err := encode(b)
-	return bytes.Equal(left, right), err
+	return p.Restrict == other.Restrict && slices.Equal(p.Ports, other.Ports)
 }
 
 // registration is one call of Register.
@@ -301,42 +309,6 @@ func (r *Registry) keyRevision(ctx context.Context, inst *Instance) (int64, erro
 
 func (r *Registry) addrPath(addr netip.Addr) string {
 	return addrsDir + r.store.Blind("address", addr.AsSlice())
-}
-
-// Remove makes an instance unknown and frees its key and its address. It is store.ErrNotFound for one that is not
-// known. When it returns without error, the snapshot does not have the instance.
-func (r *Registry) Remove(ctx context.Context, id InstanceID) error {
-	ctx, cancel := context.WithTimeout(ctx, registerTimeout)
-	defer cancel()
-	if err := r.remove(ctx, id); err != nil {
-		return fmt.Errorf("instance %s: %w", id, err)
-	}
-	return nil
-}
-
-func (r *Registry) remove(ctx context.Context, id InstanceID) error {
-	for range registerAttempts {
-		cur, revision, err := r.load(ctx, id)
-		switch {
-		case err != nil:
-			return err
-		case cur == nil:
-			return store.ErrNotFound
-		}
-		tx := transaction{}
-		tx.require(r.instancePath(id), revision)
-		tx.delete(r.instancePath(id))
-		tx.delete(r.keyPath(cur.Key))
-		tx.delete(r.addrPath(cur.Addr))
-		revision, err = r.store.Commit(ctx, tx.conds, tx.ops)
-		switch {
-		case err == nil:
-			return r.awaitRevision(ctx, revision)
-		case !errors.Is(err, store.ErrConflict):
-			return err
-		}
-	}
-	return fmt.Errorf("%w: others kept changing it", store.ErrUnavailable)
 }
 
 // transaction collects a commit.
