@@ -12,6 +12,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 
 	"dstack.host/dnsserver"
@@ -35,6 +36,8 @@ type Parts struct {
 	Logger *slog.Logger
 	// Version is told to guests and in the log.
 	Version string
+	// Metrics takes the series of all parts. Optional.
+	Metrics prometheus.Registerer
 }
 
 // Gateway is one node.
@@ -53,6 +56,7 @@ type Gateway struct {
 	attester *attest.Attester
 	static   []dnsserver.ZoneConfig // of each base domain, as configured
 	ready    chan struct{}          // closed by Run when names resolve and certificates serve
+	started  time.Time
 }
 
 // New checks the configuration, opens everything and starts nothing. A gateway that is not run has to be closed.
@@ -65,7 +69,7 @@ func New(ctx context.Context, c config.Config, parts Parts) (_ *Gateway, err err
 			return nil, fmt.Errorf("node is not set, and the host has no name: %w", err)
 		}
 	}
-	g := &Gateway{config: c, log: parts.Logger, ready: make(chan struct{})}
+	g := &Gateway{config: c, log: parts.Logger, started: time.Now(), ready: make(chan struct{})}
 	if g.log == nil {
 		g.log = slog.New(slog.DiscardHandler)
 	}
@@ -85,7 +89,7 @@ func New(ctx context.Context, c config.Config, parts Parts) (_ *Gateway, err err
 	if err := g.openProxy(); err != nil {
 		return nil, err
 	}
-	return g, g.openEnroll(ctx, parts.Version)
+	return g, g.openEnroll(ctx, parts)
 }
 
 func (g *Gateway) openStore(ctx context.Context) error {
@@ -176,32 +180,6 @@ func (g *Gateway) openAttester(context.Context) (err error) {
 	})
 	return err
 }
-
-func (g *Gateway) openEnroll(ctx context.Context, version string) error {
-	certificate, err := g.enrollCertificate(ctx)
-	if err != nil {
-		return err
-	}
-	kms, err := optionalCertificate(g.config.Enroll.KMSRoot)
-	if err != nil {
-		return fmt.Errorf("enroll.kms_root: %w", err)
-	}
-	endpoint := g.config.Tunnel.Endpoint
-	if endpoint == "" {
-		endpoint = g.tunnel.ListenAddr().String()
-	}
-	g.enroll, err = enroll.New(enroll.Config{
-		Listen: g.config.Enroll.Listen, Certificate: certificate, KMSRoot: kms, Verifier: g.trust.Verifier, Appraise: g.config.Attestation.Apps.Pins().Judge,
-		Register: g.registry.Register, Current: func(id registry.InstanceID) *registry.Instance { return g.registry.Snapshot().Instance(id) },
-		Servers: []enroll.TunnelServer{{Key: g.tunnel.PublicKey(), Address: g.tunnel.Address(), Endpoint: endpoint}},
-		Agent:   enroll.AgentInfo{ExternalPort: g.publicPort(), InternalPort: agentPort, Domain: g.config.BaseDomains[0], AppAddressNSPrefix: "_dstack-app-address"},
-		Version: version, Logger: g.log,
-	})
-	return err
-}
-
-// agentPort is where the guest agent of a dstack CVM listens inside the tunnel (dstack 0.6 guest-agent/dstack.toml).
-const agentPort = 8090
 
 func (g *Gateway) openProxy() (err error) {
 	kind := string(g.trust.Platform.Kind())

@@ -217,9 +217,9 @@ func dstackQuote(e ratls.GatewayEvidence, data ratls.ReportData) (string, error)
 	return strings.TrimSpace(string(text)), err
 }
 
-// acmeInfo is dstack's AcmeInfoResponse, with the member hist_keys that its certificate transparency monitor insists on (dstack 0.6
+// ACMEInfo is the JSON of dstack's AcmeInfoResponse, with the member hist_keys that its certificate transparency monitor insists on (dstack 0.6
 // gateway/rpc/proto/gateway_rpc.proto, ct_monitor/src/main.rs).
-func (a *Attester) acmeInfo() ([]byte, error) {
+func (a *Attester) ACMEInfo() ([]byte, error) {
 	type quoted struct {
 		PublicKey   ratls.Hex `json:"public_key"`
 		Quote       string    `json:"quote"`

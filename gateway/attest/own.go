@@ -57,7 +57,7 @@ func (a *Attester) serveAppInfo(w http.ResponseWriter, r *http.Request, s subjec
 }
 
 func (a *Attester) serveACMEInfo(w http.ResponseWriter, _ *http.Request, _ subject) error {
-	info, err := a.acmeInfo()
+	info, err := a.ACMEInfo()
 	if err != nil {
 		return err
 	}

@@ -88,7 +88,7 @@ func (a *Attester) reachable(s subject, snapshot *registry.Snapshot) error {
 // code behind the same keys. Evidence may be newer.
 func sameInstances(a, b []*registry.Instance) bool {
 	return slices.EqualFunc(a, b, func(x, y *registry.Instance) bool {
-		return x == y || x.ID == y.ID && x.App == y.App && x.Compose == y.Compose && x.Key == y.Key
+		return x == y || x.ID == y.ID && x.App == y.App && x.Compose == y.Compose && x.Key == y.Key && x.Identity == y.Identity
 	})
 }
 
@@ -106,7 +106,7 @@ func (a *Attester) statement(s subject, instances []*registry.Instance, evidence
 	}
 	st.App = &ratls.StatementApp{ID: instances[0].App.String()}
 	for i, inst := range instances {
-		st.App.Instances = append(st.App.Instances, ratls.StatementInstance{ID: inst.ID.String(), WGPublicKey: inst.Key.String(), EvidenceSHA256: evidence[i].SHA256()})
+		st.App.Instances = append(st.App.Instances, ratls.StatementInstance{ID: inst.ID.String(), WGPublicKey: inst.Key.String(), EvidenceSHA256: evidence[i].SHA256(), Identity: inst.Identity})
 	}
 	return st
 }

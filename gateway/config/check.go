@@ -18,6 +18,7 @@ func (c *Config) check(malformed Faults) Faults {
 	c.checkTunnel(&f)
 	c.checkFiles(&f)
 	c.checkCerts(&f)
+	c.checkEnroll(&f)
 	c.checkRest(&f)
 	c.checkZones(&f)
 	return f.beside(malformed)
@@ -153,6 +154,17 @@ func (c *Config) checkCerts(f *Faults) {
 		if len(c.DNS.Addresses) == 0 {
 			f.add("dns.addresses", "is empty, so the ACME server could not find this DNS server; set this node's public addresses")
 		}
+	}
+}
+
+func (c *Config) checkEnroll(f *Faults) {
+	e := c.Enroll
+	oneOf(f, "enroll.evidence", e.Evidence, "required", "preferred", "off")
+	if e.AuthURL != "" {
+		webURL(f, "enroll.auth_url", e.AuthURL)
+	}
+	if e.SourceBurst < 1 || e.InstanceBurst < 1 {
+		f.add("enroll.source_burst", "source_burst and instance_burst must be at least 1")
 	}
 }
 

@@ -49,11 +49,17 @@ type Proxy struct {
 
 // Enroll configures registration.
 type Enroll struct {
-	Listen   netip.AddrPort `toml:"listen" help:"TCP address of the registration RPC, TLS with optional client certificates"`
-	Names    []string       `toml:"names" help:"DNS names and IP addresses in the self-made RA-TLS server certificate; gateway.<base> when empty"`
-	CertFile string         `toml:"cert_file" help:"server certificate chain in PEM, as the dstack KMS issues it; empty: a self-made RA-TLS certificate"`
-	KeyFile  string         `toml:"key_file" help:"private key of cert_file"`
-	KMSRoot  string         `toml:"kms_root" help:"PEM file with the root certificate of the dstack KMS; its certificates identify CVMs without a quote"`
+	Listen           netip.AddrPort `toml:"listen" help:"TCP address of the registration RPC, TLS with optional client certificates"`
+	Names            []string       `toml:"names" help:"DNS names and IP addresses in the self-made RA-TLS server certificate; gateway.<base> when empty"`
+	CertFile         string         `toml:"cert_file" help:"server certificate chain in PEM, as the dstack KMS issues it; empty: a self-made RA-TLS certificate"`
+	KeyFile          string         `toml:"key_file" help:"private key of cert_file"`
+	KMSRoot          string         `toml:"kms_root" help:"PEM file with the root certificate of the dstack KMS; its certificates identify CVMs without a quote"`
+	Evidence         string         `toml:"evidence" help:"\"required\" (no quote, no registration), \"preferred\" (CVMs of the KMS are asked for their quote once, and taken without) or \"off\" (the KMS's word is enough)"`
+	AuthURL          string         `toml:"auth_url" help:"webhook that is asked for each registration, with the app's identity as JSON: 2xx is a yes; empty: nobody is asked"`
+	SourceInterval   time.Duration  `toml:"source_interval" help:"an address may register once per interval; 0s: any number"`
+	SourceBurst      int            `toml:"source_burst" help:"that many at once before the interval counts"`
+	InstanceInterval time.Duration  `toml:"instance_interval" help:"an instance may register once per interval; 0s: any number"`
+	InstanceBurst    int            `toml:"instance_burst" help:"that many at once before the interval counts"`
 }
 
 // DNS configures the authoritative server.
@@ -132,9 +138,12 @@ func Default() Config {
 			NonceInterval: 2 * time.Second,
 			NonceBurst:    5,
 		},
-		Proxy:  Proxy{Listen: everywhere(443), DrainTimeout: 30 * time.Second},
-		Enroll: Enroll{Listen: everywhere(8000)},
-		DNS:    DNS{Listen: []netip.AddrPort{everywhere(53)}, RateLimit: 500, RateLimitSlip: 1, NameServer: "ns1"},
+		Proxy: Proxy{Listen: everywhere(443), DrainTimeout: 30 * time.Second},
+		Enroll: Enroll{
+			Listen: everywhere(8000), Evidence: "preferred",
+			SourceInterval: 20 * time.Millisecond, SourceBurst: 500, InstanceInterval: 5 * time.Second, InstanceBurst: 10,
+		},
+		DNS: DNS{Listen: []netip.AddrPort{everywhere(53)}, RateLimit: 500, RateLimitSlip: 1, NameServer: "ns1"},
 		Tunnel: Tunnel{
 			Device:            "auto",
 			Name:              "dstack-wg0",

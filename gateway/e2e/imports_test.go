@@ -29,7 +29,8 @@ var layers = map[string][]string{
 	"gateway/certs":              {"gateway/store", "dnsserver"},
 	"gateway/proxy/h1":           nil,
 	"gateway/proxy":              {"gateway/proxy/h1", "gateway/registry", "gateway/web"},
-	"gateway/enroll":             {"gateway/registry", "gateway/store", "tunnel", "ratls"},
+	"gateway/prpc":               {"ratls"},
+	"gateway/enroll":             {"gateway/prpc", "gateway/registry", "gateway/store", "tunnel", "ratls"},
 	"gateway/attest":             {"gateway/certs", "gateway/proxy", "gateway/registry", "gateway/store", "gateway/web", "tunnel/agent", "ratls"},
 	"gateway":                    {"gateway/attest", "gateway/certs", "gateway/config", "gateway/enroll", "gateway/explorer", "gateway/proxy", "gateway/registry", "gateway/store", "gateway/web", "dnsserver", "tunnel", "ratls", "ratls/simtdx"},
 	"gateway/explorer":           {"gateway/registry", "gateway/verify", "gateway/web", "ratls"},
@@ -53,6 +54,7 @@ var fences = map[string]string{
 	"github.com/libdns/libdns":          "gateway/certs",
 	"github.com/letsencrypt/pebble":     "gateway/certs",
 	"github.com/quic-go/quic-go":        "gateway/proxy",
+	"google.golang.org/protobuf":        "gateway/prpc",
 }
 
 const (

@@ -3,10 +3,13 @@ package enroll
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"crypto/tls"
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"sync"
+	"time"
 
 	"dstack.host/gateway/registry"
 	"dstack.host/ratls"
@@ -45,7 +48,7 @@ func (s *Server) upgrade(ctx context.Context, id *identity, r request, challenge
 	if err := matches(verified, id.info, r, challenge); err != nil {
 		return refuse(reasonEvidence, fmt.Errorf("evidence: %w", err))
 	}
-	id.quote, id.info, id.evidence = verified.Quote, verified.Info, e
+	id.quote, id.info, id.binding, id.evidence = verified.Quote, verified.Info, e.Binding, e
 	return nil
 }
 
@@ -72,20 +75,60 @@ func matches(v *ratls.AppVerification, certificate ratls.AppInfo, r request, cha
 	return nil
 }
 
-// keepStronger lets an instance that refreshes its registration with weaker evidence than it brought before keep the
-// stronger, and what was read from it, as long as it has the same key and runs the same code. Evidence is left out then:
-// the registry keeps what it has under the same condition, which it decides in its transaction.
-func keepStronger(inst, known *registry.Instance, brought ratls.Binding, reported *registry.PortPolicy) error {
-	if known == nil || known.App != inst.App || known.Compose != inst.Compose || known.Key != inst.Key || len(known.Evidence) == 0 {
+// keepStronger lets an instance that refreshes its registration with weaker evidence than it brought before, or with none, keep
+// what it has, as long as it has the same key and runs the same code. It reports whether it does. Evidence is left out then: the registry keeps what it has under
+// the same condition, which it decides in its transaction.
+func keepStronger(inst, known *registry.Instance, id identity) bool {
+	if !id.sameAs(known, inst.Key) || len(known.Evidence) == 0 {
+		return false
+	}
+	if more := strength(known.Binding) - strength(id.binding); more < 0 || more == 0 && id.evidence != nil {
+		return false
+	}
+	inst.Evidence, inst.Identity, inst.Binding, inst.Info = nil, known.Identity, known.Binding, known.Info
+	return true
+}
+
+// askedLife is how long a guest counts as one that has no quote, after it was asked for it and came back without.
+const askedLife = time.Hour
+
+// demand refuses an identity without a quote where this gateway wants one for the attestation document, in the words that make a guest come
+// back with it. Who has shown a quote for the same key before need not again; who was asked, and shows the same TLS key once more, has none.
+func (s *Server) demand(id identity, req request) error {
+	if s.config.Evidence == EvidenceOff || strength(id.binding) > 0 {
 		return nil
 	}
-	e, err := ratls.ParseAppEvidence(known.Evidence)
-	if err != nil || strength(e.Binding) <= strength(brought) {
+	known := s.config.Current(registry.InstanceID(id.info.InstanceID))
+	if id.sameAs(known, req.Key) && strength(known.Binding) > 0 {
 		return nil
 	}
-	inst.Evidence, inst.Identity, inst.Info = nil, known.Identity, known.Info
-	inst.Ports, err = effectivePorts(e.AppCompose, reported)
-	return err
+	if s.config.Evidence == EvidencePreferred && s.asked.before(id.tlsKey, s.config.Now()) {
+		return nil
+	}
+	return refuse(reasonEvidence, fmt.Errorf("the client certificate has no quote, and this gateway wants one (enroll.evidence = %q): no attestation provided", s.config.Evidence))
+}
+
+// asked remembers which TLS keys were asked for a quote.
+type asked struct {
+	mu   sync.Mutex
+	when map[[sha256.Size]byte]time.Time // guarded by mu
+}
+
+// before reports whether a key was asked already, and remembers that it was.
+func (a *asked) before(key [sha256.Size]byte, now time.Time) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if when, ok := a.when[key]; ok && now.Sub(when) < askedLife {
+		return true
+	}
+	if len(a.when) >= maxLimited { // who is forgotten is asked once more
+		clear(a.when)
+	}
+	if a.when == nil {
+		a.when = make(map[[sha256.Size]byte]time.Time)
+	}
+	a.when[key] = now
+	return false
 }
 
 // strength orders bindings by how much of the way to the app they prove.

@@ -2,9 +2,11 @@ package enroll
 
 import (
 	"net"
+	"net/netip"
 	"time"
 
 	"dstack.host/gateway/registry"
+	"dstack.host/ratls"
 	"dstack.host/tunnel"
 )
 
@@ -14,7 +16,14 @@ const (
 	MaxPorts      = maxPorts
 	ExporterLabel = exporterLabel
 	ExporterSize  = exporterSize
+	MaxLimited    = maxLimited
+	VerdictLife   = verdictLife
 )
+
+// NewLimiter returns the take of a limiter of networks.
+func NewLimiter(rate Rate, now func() time.Time) func(netip.Prefix) error {
+	return newLimiter[netip.Prefix]("source", rate, now).take
+}
 
 // NewNarrow is New with one place for everything, and little time for a body and for all work.
 func NewNarrow(c Config, body, work time.Duration) (*Server, error) {
@@ -31,6 +40,12 @@ func Network(addr net.Addr) string { return network(addr).String() }
 
 // ParseRequest reads a body.
 func ParseRequest(body []byte) (tunnel.PublicKey, *registry.PortPolicy, []byte, error) {
-	r, err := parseRequest(body)
+	var m registerRequest
+	if len(body) > 0 {
+		if err := ratls.DecodeStrict(body, maxBody, true, &m); err != nil {
+			return tunnel.PublicKey{}, nil, nil, err
+		}
+	}
+	r, err := m.parse()
 	return r.Key, r.Ports, r.Evidence, err
 }

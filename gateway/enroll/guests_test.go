@@ -87,7 +87,12 @@ var clientAuth = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}
 // leaf makes a client certificate by hand, for what no honest code makes. The extensions are made for its key.
 func leaf(t testing.TB, parent *tls.Certificate, build func(spki []byte) []pkix.Extension, change ...func(*x509.Certificate)) tls.Certificate {
 	t.Helper()
-	key := newECKey(t)
+	return leafFor(t, newECKey(t), parent, build, change...)
+}
+
+// leafFor is leaf for a key that is there.
+func leafFor(t testing.TB, key *ecdsa.PrivateKey, parent *tls.Certificate, build func(spki []byte) []pkix.Extension, change ...func(*x509.Certificate)) tls.Certificate {
+	t.Helper()
 	template := &x509.Certificate{
 		SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: "dstack-guest-agent"},
 		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(240 * time.Hour),

@@ -1,7 +1,9 @@
 package enroll
 
 import (
+	"bytes"
 	"context"
+	"crypto/sha256"
 	"crypto/x509"
 	"encoding/hex"
 	"encoding/json"
@@ -11,21 +13,24 @@ import (
 
 	"dstack.host/gateway/registry"
 	"dstack.host/ratls"
-)
-
-// What a registration rested on, as the registry and the attestation document tell it.
-const (
-	identityAttestation = "ratls-v0"     // certificate with dstack's attestation extension
-	identityLegacy      = "ratls-legacy" // certificate with the older quote and event log extensions
-	identityKMS         = "kms-app-info" // certificate of the dstack KMS, without a quote
+	"dstack.host/tunnel"
 )
 
 // identity is who a client certificate belongs to.
 type identity struct {
-	proof    string       // one of the identity constants
+	proof    string       // one of ratls.Identity…
 	quote    *ratls.Quote // nil when a KMS vouches
 	info     ratls.AppInfo
-	evidence *ratls.AppEvidence
+	binding  ratls.Binding
+	evidence *ratls.AppEvidence // nil of one that is remembered
+	tlsKey   [sha256.Size]byte  // hash of the public key of its certificate
+
+	remembered bool // verified a while ago
+}
+
+// sameAs reports whether an instance, or nil, is the one with this identity, running the same code behind the same WireGuard key.
+func (id *identity) sameAs(known *registry.Instance, key tunnel.PublicKey) bool {
+	return known != nil && known.Key == key && bytes.Equal(known.App[:], id.info.AppID) && bytes.Equal(known.Compose[:], id.info.ComposeHash)
 }
 
 // errNoAttestation is protocol: a dstack guest from 0.5.6 on that reads "no attestation provided" comes back with the
@@ -47,9 +52,11 @@ func (s *Server) identify(ctx context.Context, chain []*x509.Certificate) (ident
 	}
 	switch carried.Source {
 	case ratls.SourceAttestation:
-		return s.fromQuote(ctx, chain[0], identityAttestation)
+		return s.fromQuote(ctx, chain[0], ratls.IdentityAttestation)
+	case ratls.SourceAttestationV1:
+		return s.fromQuote(ctx, chain[0], ratls.IdentityMessagePack)
 	case ratls.SourceLegacy:
-		return s.fromQuote(ctx, chain[0], identityLegacy)
+		return s.fromQuote(ctx, chain[0], ratls.IdentityLegacy)
 	case ratls.SourceAppInfo:
 		return s.fromKMS(chain, carried)
 	}
@@ -69,7 +76,7 @@ func (s *Server) fromQuote(ctx context.Context, leaf *x509.Certificate, proof st
 	if err != nil {
 		return identity{}, refuse(reasonIdentity, fmt.Errorf("client certificate: %w", err))
 	}
-	return identity{proof: proof, quote: quote, info: info, evidence: evidence}, nil
+	return identity{proof: proof, quote: quote, info: info, binding: evidence.Binding, evidence: evidence, tlsKey: sha256.Sum256(leaf.RawSubjectPublicKeyInfo)}, nil
 }
 
 // fromKMS is the identity that the KMS vouches for.
@@ -81,9 +88,10 @@ func (s *Server) fromKMS(chain []*x509.Certificate, carried *ratls.CertEvidence)
 	if len(info.InstanceID) == 0 {
 		return identity{}, refuse(reasonIdentity, errNoInstance)
 	}
-	return identity{proof: identityKMS, info: info, evidence: &ratls.AppEvidence{
-		InstanceID: hex.EncodeToString(info.InstanceID), Binding: ratls.BindingAppInfo,
-	}}, nil
+	return identity{
+		proof: ratls.IdentityKMS, info: info, binding: ratls.BindingAppInfo, tlsKey: sha256.Sum256(carried.SPKI),
+		evidence: &ratls.AppEvidence{InstanceID: hex.EncodeToString(info.InstanceID), Binding: ratls.BindingAppInfo},
+	}, nil
 }
 
 // judged tells evidence that is at fault from evidence that could not be judged, as when collateral can't be had.
@@ -111,15 +119,15 @@ func (id identity) instance(r request, now time.Time) (registry.Instance, error)
 		}
 		copy(part.to, part.from)
 	}
-	evidence, err := json.Marshal(id.evidence)
-	if err != nil {
-		return registry.Instance{}, err
+	inst.Key, inst.Ports, inst.Identity, inst.Binding, inst.Info = r.Key, r.Ports, id.proof, id.binding, id.info
+	inst.RegisteredAt = now.UTC().Truncate(time.Second)
+	if id.evidence == nil { // a refresh: the registry has evidence that is no weaker
+		return inst, nil
 	}
-	ports, err := effectivePorts(id.evidence.AppCompose, r.Ports)
-	if err != nil {
+	var err error
+	if inst.Ports, inst.Measured, err = effectivePorts(id.evidence.AppCompose, r.Ports); err != nil {
 		return registry.Instance{}, refuse(reasonRequest, err)
 	}
-	inst.Key, inst.Ports, inst.Identity, inst.Evidence, inst.Info = r.Key, ports, id.proof, evidence, id.info
-	inst.RegisteredAt = now.UTC().Truncate(time.Second)
-	return inst, nil
+	inst.Evidence, err = json.Marshal(id.evidence)
+	return inst, err
 }

@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"net/http"
 
 	"dstack.host/ratls"
 )
@@ -84,6 +85,18 @@ func oneApp(path []*x509.Certificate, app []byte) error {
 		if carried.AppID != nil && !bytes.Equal(carried.AppID, app) {
 			return fmt.Errorf("app info is of app %x, certificate %q of its chain is for app %x", app, c.Subject, carried.AppID)
 		}
+	}
+	return nil
+}
+
+// isGateway tells why a caller is none of this gateway's own app.
+func (s *Server) isGateway(r *http.Request) error {
+	id, err := s.identified(r.Context(), chainOf(r))
+	if err != nil {
+		return err
+	}
+	if len(s.config.AppID) == 0 || !bytes.Equal(id.info.AppID, s.config.AppID) {
+		return refuse(reasonIdentity, errors.New("the peers of this gateway are told to gateways of its own app"))
 	}
 	return nil
 }

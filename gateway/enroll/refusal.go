@@ -22,11 +22,16 @@ const (
 	reasonPool     = "pool_exhausted"
 	reasonStore    = "store_unavailable"
 	reasonBusy     = "busy"
+	reasonRate     = "rate_limited" // too many of one source or one instance
+	reasonWebhook  = "not_authorized"
 	reasonInternal = "internal" // ours, or of something that we depend on
 )
 
 // errBusy says that others have all the places.
 var errBusy = errors.New("too many registrations at once, try again")
+
+// errTooMany says that the caller should wait.
+var errTooMany = errors.New("too many registrations")
 
 // refusal is an error that is the caller's: the same call will fail again. Any other error is ours.
 type refusal struct {
@@ -46,6 +51,8 @@ func classify(err error) (status int, reason string) {
 	switch {
 	case errors.As(err, &refused):
 		return http.StatusBadRequest, refused.reason
+	case errors.Is(err, errTooMany):
+		return http.StatusTooManyRequests, reasonRate
 	case errors.Is(err, registry.ErrKeyInUse):
 		return http.StatusBadRequest, reasonKey
 	case errors.Is(err, registry.ErrOtherApp):

@@ -27,40 +27,20 @@ type request struct {
 	Evidence json.RawMessage      // of a ratls.AppEvidence; nil without
 }
 
-// portPolicy is dstack's PortPolicy, in a request and in app-compose.json.
-type portPolicy struct {
-	Ports []struct {
-		Port  uint32 `json:"port"`
-		Proxy bool   `json:"pp"`
-	} `json:"ports"`
-	Restrict bool `json:"restrict_mode"`
-}
-
-// parseRequest reads a body. Unknown members are ignored, as dstack does; members that stand twice are refused, since
-// two readers could take different ones.
-func parseRequest(body []byte) (request, error) {
-	var wire struct {
-		ClientPublicKey string          `json:"client_public_key"`
-		PortPolicy      *portPolicy     `json:"port_policy"`
-		Evidence        json.RawMessage `json:"evidence"`
-	}
-	if len(body) > 0 { // an empty body is the empty message, as prpc has it
-		if err := ratls.DecodeStrict(body, maxBody, true, &wire); err != nil {
-			return request{}, err
-		}
-	}
-	key, err := tunnel.ParsePublicKey(wire.ClientPublicKey)
+// parse checks a message.
+func (m *registerRequest) parse() (request, error) {
+	key, err := tunnel.ParsePublicKey(m.ClientPublicKey)
 	if err != nil {
 		return request{}, fmt.Errorf("client_public_key: %w", err)
 	}
-	ports, err := wire.PortPolicy.policy()
+	ports, err := m.PortPolicy.policy()
 	if err != nil {
 		return request{}, fmt.Errorf("port_policy: %w", err)
 	}
-	if string(wire.Evidence) == "null" { // an optional message that is absent (prpc)
-		wire.Evidence = nil
+	if len(m.Evidence) == 0 || string(m.Evidence) == "null" { // an optional message that is absent (prpc)
+		m.Evidence = nil
 	}
-	return request{Key: key, Ports: ports, Evidence: wire.Evidence}, nil
+	return request{Key: key, Ports: ports, Evidence: m.Evidence}, nil
 }
 
 // policy checks a port policy; nil stays nil. As dstack has it, the last of several entries for one port counts
@@ -86,20 +66,26 @@ func (p *portPolicy) policy() (*registry.PortPolicy, error) {
 		func(a, b registry.Port) int { return cmp.Compare(a.Port, b.Port) })}, nil
 }
 
-// effectivePorts is the policy that counts: that of the measured app-compose.json where there is its text, whatever was
-// reported beside it, else the reported one.
-func effectivePorts(appCompose string, reported *registry.PortPolicy) (*registry.PortPolicy, error) {
+// effectivePorts is the policy of the measured app-compose.json where there is its text, whatever was reported beside it, else the
+// reported one. It reports which.
+func effectivePorts(appCompose string, reported *registry.PortPolicy) (policy *registry.PortPolicy, measured bool, err error) {
 	if appCompose == "" {
-		return reported, nil
+		return reported, false, nil
 	}
+	policy, err = composePorts(appCompose)
+	return policy, true, err
+}
+
+// composePorts is the port policy of an app-compose.json. One that says nothing of ports opens all of them.
+func composePorts(text string) (*registry.PortPolicy, error) {
 	var compose struct {
 		PortPolicy *portPolicy `json:"port_policy"`
 	}
-	if err := ratls.DecodeStrict([]byte(appCompose), maxBody, true, &compose); err != nil {
+	if err := ratls.DecodeStrict([]byte(text), maxBody, true, &compose); err != nil {
 		return nil, fmt.Errorf("app_compose: %w", err)
 	}
 	if compose.PortPolicy == nil {
-		compose.PortPolicy = new(portPolicy) // an app that says nothing of ports opens all of them
+		compose.PortPolicy = new(portPolicy)
 	}
 	policy, err := compose.PortPolicy.policy()
 	if err != nil {

@@ -1,26 +1,32 @@
 package enroll
 
 import (
-	"bytes"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"io"
-	"mime"
 	"net/http"
 	"strings"
 
+	"dstack.host/gateway/prpc"
 	"dstack.host/gateway/registry"
+	"dstack.host/ratls"
 )
 
-const (
-	// maxMethod and maxError bound texts of strangers in answers and logs.
-	maxMethod = 64
-	maxError  = 1 << 10
-)
+// maxError bounds texts of strangers in the log.
+const maxError = 1 << 10
 
 // Handler is the RPC, for a server of the caller's own; its requests need their TLS state, and deadlines.
 func (s *Server) Handler() http.Handler {
+	service := &prpc.Service{
+		Trim: "Tproxy.", // guests of dstack 0.3 send the service name
+		Methods: map[string]func(*prpc.Call) (any, error){
+			"RegisterCvm": s.registerCvm, "Info": s.info, "AcmeInfo": s.acmeInfo, "GetPeers": s.getPeers,
+		},
+		Status: func(err error) int {
+			status, _ := classify(err)
+			return status
+		},
+	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if s.config.Version != "" {
 			w.Header().Set("X-App-Version", s.config.Version)
@@ -33,55 +39,22 @@ func (s *Server) Handler() http.Handler {
 		case path == "/health":
 			_, _ = io.WriteString(w, "OK")
 		case rpc && !strings.Contains(method, "/"):
-			s.rpc(w, r, method)
+			service.ServeHTTP(w, r, method)
 		default:
-			fail(w, http.StatusNotFound, errors.New("nothing is here: CVMs register at /prpc/RegisterCvm?json"))
+			prpc.Fail(w, r, http.StatusNotFound, errors.New("nothing is here: CVMs register at /prpc/RegisterCvm?json"))
 		}
 	})
 }
 
-// rpc answers one call by the rules of prpc.
-func (s *Server) rpc(w http.ResponseWriter, r *http.Request, method string) {
-	for strings.HasPrefix(method, "Tproxy.") { // guests of dstack 0.3 send the service name
-		method = strings.TrimPrefix(method, "Tproxy.")
-	}
-	switch {
-	case r.Method != http.MethodPost && r.Method != http.MethodGet:
-		w.Header().Set("Allow", "GET, POST")
-		fail(w, http.StatusMethodNotAllowed, errors.New("method not allowed: use POST"))
-	case method != "RegisterCvm":
-		fail(w, http.StatusBadRequest, fmt.Errorf("Service not found: %s", clip(method, maxMethod)))
-	case r.Method == http.MethodGet:
-		fail(w, http.StatusBadRequest, errors.New("RegisterCvm takes its message as a POST body"))
-	case !wantsJSON(r):
-		fail(w, http.StatusBadRequest, errors.New("this gateway speaks the JSON form of prpc: add ?json to the URL"))
-	default:
-		s.registerCvm(w, r)
-	}
-}
-
-// wantsJSON is prpc's rule for which of its two forms a POST is in.
-func wantsJSON(r *http.Request) bool {
-	query := r.URL.Query()
-	if query.Has("json") {
-		switch query.Get("json") {
-		case "", "1", "true":
-			return true
-		}
-	}
-	media, _, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
-	return err == nil && media == "application/json"
-}
-
-func (s *Server) registerCvm(w http.ResponseWriter, r *http.Request) {
-	inst, err := s.register(w, r)
+func (s *Server) registerCvm(c *prpc.Call) (any, error) {
+	inst, err := s.register(c)
 	if err != nil {
 		status, reason := classify(err)
-		s.complain("registration failed", "from", r.RemoteAddr, "status", status, "reason", reason, "error", clip(err.Error(), maxError))
-		fail(w, status, err)
-		return
+		s.metrics.refusals.WithLabelValues(reason).Inc()
+		s.complain("registration failed", "from", c.Request.RemoteAddr, "status", status, "reason", reason, "error", clip(err.Error(), maxError))
+		return nil, err
 	}
-	write(w, http.StatusOK, s.answer(inst), "")
+	return s.answer(inst), nil
 }
 
 // complain warns, unless strangers make it do so all the time.
@@ -93,39 +66,134 @@ func (s *Server) complain(message string, attributes ...any) {
 	}
 }
 
-// response is what RegisterCvm answers (dstack 0.6 gateway_rpc.proto, RegisterCvmResponse). Lists are never nil: serde
-// takes a missing list, but not null.
-type response struct {
-	WG       responseWG `json:"wg"`
-	Agent    AgentInfo  `json:"agent"`
-	Gateways []struct{} `json:"gateways"`
-}
-
-type responseWG struct {
-	ClientIP string         `json:"client_ip"`
-	Servers  []TunnelServer `json:"servers"`
-}
-
-func (s *Server) answer(inst registry.Instance) response {
-	return response{WG: responseWG{inst.Addr.String(), s.config.Servers}, Agent: s.config.Agent, Gateways: []struct{}{}}
-}
-
-// fail answers an error as prpc does, on lines of its own.
-func fail(w http.ResponseWriter, status int, err error) {
-	write(w, status, map[string]string{"error": clip(err.Error(), maxError)}, "  ")
-}
-
-// write answers JSON as serde_json renders it: <, > and & as they are, nothing at the end.
-func write(w http.ResponseWriter, status int, value any, indent string) {
-	var text bytes.Buffer
-	enc := json.NewEncoder(&text)
-	enc.SetEscapeHTML(false)
-	enc.SetIndent("", indent)
-	if err := enc.Encode(value); err != nil { // strings and numbers always have a JSON form
-		status = http.StatusInternalServerError
-		text.Reset()
+// The messages (dstack 0.6 gateway/rpc/proto/gateway_rpc.proto), with fields of ours from number 1000 on.
+type (
+	registerRequest struct {
+		ClientPublicKey string          `json:"client_public_key" prpc:"1"`
+		PortPolicy      *portPolicy     `json:"port_policy" prpc:"2"`
+		Evidence        json.RawMessage `json:"evidence" prpc:"1000"`
 	}
-	w.Header().Set("Content-Type", "application/json")
-	w.WriteHeader(status)
-	_, _ = w.Write(bytes.TrimSuffix(text.Bytes(), []byte("\n")))
+	// portPolicy is that of a request, of app-compose.json, and of the guest agent's answer.
+	portPolicy struct {
+		Ports    []portAttrs `json:"ports" prpc:"1"`
+		Restrict bool        `json:"restrict_mode" prpc:"2"`
+	}
+	portAttrs struct {
+		Port  uint32 `json:"port" prpc:"1"`
+		Proxy bool   `json:"pp" prpc:"2"`
+	}
+	registerResponse struct {
+		WG       wgConfig    `json:"wg" prpc:"1"`
+		Agent    agentConfig `json:"agent" prpc:"2"`
+		Gateways []nodeInfo  `json:"gateways" prpc:"3"`
+	}
+	wgConfig struct {
+		ClientIP string   `json:"client_ip" prpc:"1"`
+		Servers  []wgPeer `json:"servers" prpc:"2"`
+	}
+	wgPeer struct {
+		Key      string `json:"pk" prpc:"1"`
+		Address  string `json:"ip" prpc:"2"`
+		Endpoint string `json:"endpoint" prpc:"3"`
+	}
+	agentConfig struct {
+		ExternalPort       uint32 `json:"external_port" prpc:"1"`
+		InternalPort       uint32 `json:"internal_port" prpc:"2"`
+		Domain             string `json:"domain" prpc:"3"`
+		AppAddressNSPrefix string `json:"app_address_ns_prefix" prpc:"4"`
+	}
+	nodeInfo struct {
+		ID       uint32    `json:"id" prpc:"1"`
+		UUID     ratls.Hex `json:"uuid" prpc:"2"`
+		URL      string    `json:"url" prpc:"3"`
+		LastSeen uint64    `json:"last_seen" prpc:"4"`
+		Key      string    `json:"wg_public_key" prpc:"5"`
+		Address  string    `json:"wg_ip" prpc:"6"`
+		Endpoint string    `json:"wg_endpoint" prpc:"7"`
+	}
+	infoResponse struct {
+		Domain             string `json:"base_domain" prpc:"1"`
+		ExternalPort       uint32 `json:"external_port" prpc:"2"`
+		AppAddressNSPrefix string `json:"app_address_ns_prefix" prpc:"3"`
+		Version            string `json:"version" prpc:"4"`
+	}
+	acmeInfoResponse struct {
+		Account            string      `json:"account_uri" prpc:"1"`
+		Keys               []ratls.Hex `json:"hist_keys" prpc:"2"` // gone from 0.6, and ct_monitor insists on it
+		QuotedKeys         []quotedKey `json:"quoted_hist_keys" prpc:"3"`
+		AccountQuote       string      `json:"account_quote" prpc:"4"`
+		AccountAttestation string      `json:"account_attestation" prpc:"5"`
+	}
+	quotedKey struct {
+		Key         ratls.Hex `json:"public_key" prpc:"1"`
+		Quote       string    `json:"quote" prpc:"2"`
+		Attestation string    `json:"attestation" prpc:"3"`
+	}
+	peersResponse struct {
+		ID    uint32     `json:"my_id" prpc:"1"`
+		URL   string     `json:"my_url" prpc:"2"`
+		Peers []peerInfo `json:"peers" prpc:"3"`
+	}
+	peerInfo struct {
+		ID  uint32 `json:"id" prpc:"1"`
+		URL string `json:"url" prpc:"2"`
+	}
+)
+
+// answer tells a guest its address, and every gateway that it connects to. It is the same as long as nothing changes: a guest
+// takes its tunnel down for one that differs.
+func (s *Server) answer(inst registry.Instance) *registerResponse {
+	a := s.config.Agent
+	r := &registerResponse{
+		WG:    wgConfig{ClientIP: inst.Addr.String(), Servers: make([]wgPeer, len(s.config.Servers))},
+		Agent: agentConfig{uint32(a.ExternalPort), uint32(a.InternalPort), a.Domain, a.AppAddressNSPrefix},
+	}
+	for i, server := range s.config.Servers {
+		r.WG.Servers[i] = wgPeer{server.Key.String(), server.Address.String(), server.Endpoint}
+	}
+	for _, n := range s.nodes() {
+		r.Gateways = append(r.Gateways, nodeInfo{
+			ID: n.ID, UUID: n.UUID[:], URL: n.URL, LastSeen: uint64(n.LastSeen.Unix()), Key: n.Server.Key.String(), Address: n.Server.Address.String(), Endpoint: n.Server.Endpoint,
+		})
+	}
+	return r
+}
+
+func (s *Server) nodes() []Node {
+	if s.config.Nodes == nil {
+		return nil
+	}
+	return s.config.Nodes()
+}
+
+func (s *Server) info(*prpc.Call) (any, error) {
+	a := s.config.Agent
+	return &infoResponse{a.Domain, uint32(a.ExternalPort), a.AppAddressNSPrefix, s.config.Version}, nil
+}
+
+func (s *Server) acmeInfo(*prpc.Call) (any, error) {
+	answer := new(acmeInfoResponse)
+	if s.config.ACMEInfo == nil {
+		return answer, nil
+	}
+	text, err := s.config.ACMEInfo()
+	if err != nil {
+		return nil, err
+	}
+	return answer, json.Unmarshal(text, answer)
+}
+
+// getPeers is for the gateways of the same cluster, which run the same app (dstack 0.6 gateway/src/main_service.rs).
+func (s *Server) getPeers(c *prpc.Call) (any, error) {
+	if err := s.isGateway(c.Request); err != nil {
+		return nil, err
+	}
+	answer := new(peersResponse)
+	for i, n := range s.nodes() { // its own is the first
+		if i == 0 {
+			answer.ID, answer.URL = n.ID, n.URL
+		}
+		answer.Peers = append(answer.Peers, peerInfo{n.ID, n.URL})
+	}
+	return answer, nil
 }

@@ -16,6 +16,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/net/netutil"
 	"golang.org/x/time/rate"
 
@@ -37,6 +38,12 @@ type Config struct {
 	// Appraise judges a CVM whose evidence verified, by the quote (nil when only a KMS vouches for it) and what it runs. An error
 	// refuses the registration. Optional: everybody is taken.
 	Appraise func(*ratls.Quote, ratls.AppInfo) error
+	// Authorize is asked for every app that Appraise takes; ErrDenied is a no. Optional: see [Webhook].
+	Authorize func(context.Context, ratls.AppInfo) error
+	// Evidence says whether a CVM that only a KMS vouches for is asked for its quote. Optional: EvidenceOff.
+	Evidence Evidence
+	// Refused is told of a registered instance that Appraise or Authorize refuse now, with the reason. Optional.
+	Refused func(ctx context.Context, inst *registry.Instance, reason string)
 	// Register stores an instance and returns it with its address. The bool says whether that changed anything. Without
 	// Evidence it keeps what it has for the same key and code.
 	Register func(context.Context, registry.Instance) (registry.Instance, bool, error)
@@ -47,6 +54,16 @@ type Config struct {
 	Servers []TunnelServer
 	// Agent is what dstack guests are told of the front door.
 	Agent AgentInfo
+	// Nodes are the gateways of the cluster, this one first. Optional: none are told.
+	Nodes func() []Node
+	// AppID is that of the gateway's own app: its peers are told to whoever proves to be of the same. Optional: to nobody.
+	AppID []byte
+	// ACMEInfo returns the JSON of dstack's AcmeInfoResponse. Optional: all of it is empty.
+	ACMEInfo func() ([]byte, error)
+	// PerSource bounds the registrations of one network, PerInstance those of one instance. Optional: any number.
+	PerSource, PerInstance Rate
+	// Metrics takes the package's series. Optional.
+	Metrics prometheus.Registerer
 	// Version is sent with every answer as X-App-Version. Optional.
 	Version string
 	// Now is the clock. Optional: time.Now.
@@ -55,19 +72,41 @@ type Config struct {
 	Logger *slog.Logger
 }
 
+// Evidence says what is wanted of CVMs that a KMS vouches for.
+type Evidence string
+
+// Wants of evidence. A quote that is shown is verified with any of them.
+const (
+	// EvidenceOff: the KMS's word is enough.
+	EvidenceOff Evidence = ""
+	// EvidencePreferred: a CVM is asked for its quote once, and taken without if it has none.
+	EvidencePreferred Evidence = "preferred"
+	// EvidenceRequired: no quote, no registration.
+	EvidenceRequired Evidence = "required"
+)
+
+// Node is one gateway of the cluster.
+type Node struct {
+	ID       uint32
+	UUID     [16]byte
+	URL      string // of its registration server
+	LastSeen time.Time
+	Server   TunnelServer
+}
+
 // TunnelServer is one gateway's end of the tunnel.
 type TunnelServer struct {
-	Key      tunnel.PublicKey `json:"pk"`
-	Address  netip.Prefix     `json:"ip"`       // with the length of the tunnel network
-	Endpoint string           `json:"endpoint"` // address:port
+	Key      tunnel.PublicKey
+	Address  netip.Prefix // with the length of the tunnel network
+	Endpoint string       // address:port
 }
 
 // AgentInfo tells a guest where its apps are reached (dstack 0.6 gateway_rpc.proto, GuestAgentConfig).
 type AgentInfo struct {
-	ExternalPort       int    `json:"external_port"`
-	InternalPort       int    `json:"internal_port"` // of the guest agent inside the tunnel
-	Domain             string `json:"domain"`
-	AppAddressNSPrefix string `json:"app_address_ns_prefix"`
+	ExternalPort       int
+	InternalPort       int // of the guest agent inside the tunnel
+	Domain             string
+	AppAddressNSPrefix string
 }
 
 // Deadlines of one connection. A stock guest gives up after 60 s.
@@ -100,6 +139,13 @@ type Server struct {
 	warnings    *rate.Limiter
 	identifying chan struct{} // one place for each certificate being verified
 	serving     chan struct{} // one place for each request being read, verified and stored
+	metrics     *metrics
+	sources     *limiter[netip.Prefix]
+	instances   *limiter[string]
+
+	// they guard themselves
+	verdicts verdicts
+	asked    asked
 }
 
 // New checks the configuration and binds the address.
@@ -116,6 +162,10 @@ func newServer(c Config, l limits) (*Server, error) {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
 	c.Servers = slices.SortedFunc(slices.Values(c.Servers), func(a, b TunnelServer) int { return cmp.Compare(a.Key.String(), b.Key.String()) })
+	m, err := newMetrics(c.Metrics)
+	if err != nil {
+		return nil, fmt.Errorf("enroll: %w", err)
+	}
 	listener, err := net.Listen("tcp", c.Listen.String())
 	if err != nil {
 		return nil, fmt.Errorf("registration address %s: %w", c.Listen, err)
@@ -123,6 +173,7 @@ func newServer(c Config, l limits) (*Server, error) {
 	return &Server{
 		config: c, limits: l, listener: listener, warnings: rate.NewLimiter(1, 20),
 		identifying: make(chan struct{}, l.identifying), serving: make(chan struct{}, l.serving),
+		metrics: m, sources: newLimiter[netip.Prefix]("source", c.PerSource, c.Now), instances: newLimiter[string]("instance", c.PerInstance, c.Now),
 	}, nil
 }
 
@@ -148,6 +199,11 @@ func (c *Config) check() error {
 		if server.Key == (tunnel.PublicKey{}) || !server.Address.IsValid() || server.Endpoint == "" {
 			faults = append(faults, fmt.Errorf("server %d needs a key, an address and an endpoint", i))
 		}
+	}
+	switch c.Evidence {
+	case EvidenceOff, EvidencePreferred, EvidenceRequired:
+	default:
+		faults = append(faults, fmt.Errorf("evidence %q is none of required, preferred and nothing", c.Evidence))
 	}
 	if err := errors.Join(append(faults, checkKMSRoot(c.KMSRoot))...); err != nil {
 		return fmt.Errorf("enroll: %w", err)
