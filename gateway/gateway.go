@@ -166,6 +166,7 @@ func (g *Gateway) openCerts(context.Context) error {
 	g.certs, err = certs.New(certs.Config{
 		Domains: g.config.BaseDomains, Issuer: c.Issuer, Directory: c.Directory, CARoots: roots, Email: c.Email,
 		CAAIdentity: c.CAAIdentity, Storage: g.store, Challenges: challenges{g}, Logger: g.log,
+		Attestor: attestor{g}, Lead: g.config.Attestation.Validity,
 	})
 	return err
 }

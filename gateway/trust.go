@@ -143,3 +143,16 @@ func Simulated(authority *simtdx.Authority, policy ratls.Policy) (Trust, error) 
 	verifier, err := ratls.NewVerifier(ratls.VerifierConfig{Root: authority.Root(), Getter: getter, Policy: policy})
 	return Trust{Platform: td, Verifier: verifier, Root: authority.Root()}, err
 }
+
+// attestor has keys and accounts quoted by the attester, which is made after the certificates.
+type attestor struct{ g *Gateway }
+
+// AttestKey has a TLS key quoted.
+func (a attestor) AttestKey(ctx context.Context, spki []byte) error {
+	return a.g.attester.AttestKey(ctx, spki)
+}
+
+// AttestAccount has an ACME account quoted.
+func (a attestor) AttestAccount(ctx context.Context, uri string) error {
+	return a.g.attester.AttestAccount(ctx, uri)
+}

@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -111,7 +112,7 @@ type Attester struct {
 	rootPEM []byte      // of a simulated platform; nil for hardware
 	log     *slog.Logger
 	limit   *limiter
-	keys    *keyring
+	keys    atomic.Pointer[keyring] // replaced by watchKeys
 
 	quoting chan struct{} // one place: the right to have a quote made
 	line    *line         // callers of the document, with a nonce and without
@@ -131,8 +132,9 @@ func New(c Config) (*Attester, error) {
 	c.Patience = cmp.Or(c.Patience, defaultPatience)
 	a := &Attester{
 		config: c, prover: prover, log: c.Logger, limit: newLimiter(c.NonceInterval, c.NonceBurst),
-		quoting: make(chan struct{}, 1), line: newLine(), fresh: newLine(), keys: newKeyring(),
+		quoting: make(chan struct{}, 1), line: newLine(), fresh: newLine(),
 	}
+	a.keys.Store(&keyring{changed: make(chan struct{})})
 	if a.log == nil {
 		a.log = slog.New(slog.DiscardHandler)
 	}

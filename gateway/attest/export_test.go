@@ -9,6 +9,15 @@ var (
 	Matches     = matches
 )
 
+// What is kept of keys, and where.
+const (
+	KeyPrefix  = keyPrefix
+	MaxRecords = maxRecords
+)
+
+// KeyPath is where the record of a key lies.
+func KeyPath(spki []byte) string { return record{PublicKey: spki}.path() }
+
 // MaxClients is how many clients a limiter remembers.
 const MaxClients = maxClients
 

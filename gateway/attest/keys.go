@@ -8,9 +8,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
-	"sync/atomic"
 	"time"
 
 	"dstack.host/gateway/certs"
@@ -33,6 +33,8 @@ type record struct {
 	Account   string       `json:"account"`    // URI; "" for a key
 	Quote     string       `json:"quote"`      // as dstack's guest agent answers GetQuote: JSON text
 	MadeAt    time.Time    `json:"made_at"`
+
+	revision int64 // of the store: which came later, whatever the clocks of the nodes say
 }
 
 // path is where a record lies: one for each key and account.
@@ -49,26 +51,17 @@ func (r record) reportData() ratls.ReportData {
 	return ratls.TaggedReportData(ratls.TagZTCertificate, r.PublicKey)
 }
 
-// keyring is what is recorded, as the store has it.
+// keyring is what is recorded, as the store has it. It is replaced, never changed.
 type keyring struct {
-	all     atomic.Pointer[map[string]record] // by path; nil before the store has told
-	changed chan struct{}                     // holds one: the store has told something
+	all     map[string]record // by path; nil before the store has told
+	changed chan struct{}     // closed when the next takes its place
 }
-
-func newKeyring() *keyring { return &keyring{changed: make(chan struct{}, 1)} }
 
 // list returns the records, newest first.
 func (k *keyring) list() []record {
-	all := k.all.Load()
-	if all == nil {
-		return nil
-	}
-	var list []record
-	for _, r := range *all {
-		list = append(list, r)
-	}
+	list := slices.Collect(maps.Values(k.all))
 	slices.SortFunc(list, func(a, b record) int {
-		return cmp.Or(b.MadeAt.Compare(a.MadeAt), strings.Compare(a.path(), b.path()))
+		return cmp.Or(cmp.Compare(b.revision, a.revision), strings.Compare(a.path(), b.path()))
 	})
 	return list
 }
@@ -76,36 +69,71 @@ func (k *keyring) list() []record {
 // watchKeys follows the store until ctx ends.
 func (a *Attester) watchKeys(ctx context.Context) error {
 	return a.config.Store.Watch(ctx, keyPrefix, func(u store.Update) error {
-		next := map[string]record{}
-		if old := a.keys.all.Load(); old != nil && !u.Reset {
-			for path, r := range *old {
-				next[path] = r
+		old := a.keys.Load()
+		next := &keyring{all: map[string]record{}, changed: make(chan struct{})}
+		for path, r := range old.all {
+			if !u.Reset || slices.Contains(u.Skipped, path) {
+				next.all[path] = r
 			}
 		}
 		for _, e := range u.Puts {
 			var r record
-			if err := ratls.DecodeStrict(e.Value, store.MaxValue, false, &r); err != nil {
+			if err := ratls.DecodeStrict(e.Value, store.MaxValue, false, &r); err != nil || r.path() != e.Path {
 				a.log.Error("the record of an attested key makes no sense; it is left out", "path", e.Path, "error", err)
 				continue
 			}
-			next[e.Path] = r
+			r.revision = e.Revision
+			next.all[e.Path] = r
 		}
 		for _, path := range u.Deletes {
-			delete(next, path)
+			delete(next.all, path)
 		}
-		a.keys.all.Store(&next)
-		select {
-		case a.keys.changed <- struct{}{}:
-		default:
-		}
+		a.keys.Store(next)
+		close(old.changed)
 		return nil
 	})
 }
 
-// attestKeys has every key that serves, and the ACME account, quoted once, until ctx ends.
+// AttestKey has this gateway's TEE quote a public key, DER SubjectPublicKeyInfo, and returns when the record is in the
+// store and acme-info tells it. A key that has its record costs nothing. Run must be running.
+func (a *Attester) AttestKey(ctx context.Context, spki []byte) error {
+	return a.ensure(ctx, record{PublicKey: spki})
+}
+
+// AttestAccount is AttestKey for the URI of an ACME account.
+func (a *Attester) AttestAccount(ctx context.Context, uri string) error {
+	return a.ensure(ctx, record{Account: uri})
+}
+
+// ensure returns when there is a record of r.
+func (a *Attester) ensure(ctx context.Context, r record) error {
+	if a.config.Store == nil {
+		return errors.New("no store to keep the record of an attested key in")
+	}
+	for made := false; ; {
+		keys := a.keys.Load()
+		if _, known := keys.all[r.path()]; known {
+			return nil
+		}
+		if keys.all != nil && !made { // the store tells first what there is
+			if err := a.attest(ctx, r); err != nil {
+				return err
+			}
+			made = true
+		}
+		select {
+		case <-keys.changed:
+		case <-ctx.Done():
+			return fmt.Errorf("waiting for the store to tell of an attested key: %w", context.Cause(ctx))
+		}
+	}
+}
+
+// attestKeys has every key that serves, and the ACME account, quoted once, until ctx ends. That none serves before is AttestKey's
+// work; this brings records back that somebody took from the store.
 func (a *Attester) attestKeys(ctx context.Context) {
 	for {
-		certified := a.config.Certs.Changed()
+		certified, recorded := a.config.Certs.Changed(), a.keys.Load().changed
 		var again <-chan time.Time
 		if err := a.attestMissing(ctx); err != nil && ctx.Err() == nil {
 			a.log.Error("the keys of the certificates could not be attested; trying again", "error", err, "after", attestRetry)
@@ -115,7 +143,7 @@ func (a *Attester) attestKeys(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-certified:
-		case <-a.keys.changed:
+		case <-recorded:
 		case <-again:
 		}
 	}
@@ -126,17 +154,16 @@ func (a *Attester) Recorded() bool {
 	if a.config.Store == nil {
 		return true
 	}
-	all := a.keys.all.Load()
-	keys := a.config.Certs.Keys()
+	all, keys := a.keys.Load().all, a.config.Certs.Keys()
 	return all != nil && len(keys) > 0 && !slices.ContainsFunc(keys, func(k certs.Key) bool {
-		_, known := (*all)[record{PublicKey: k.SPKI}.path()]
+		_, known := all[record{PublicKey: k.SPKI}.path()]
 		return !known
 	})
 }
 
 // attestMissing makes the records that there should be and are not.
 func (a *Attester) attestMissing(ctx context.Context) error {
-	all := a.keys.all.Load()
+	all := a.keys.Load().all
 	if all == nil {
 		return nil // the store tells first
 	}
@@ -149,7 +176,7 @@ func (a *Attester) attestMissing(ctx context.Context) error {
 	}
 	var errs []error
 	for _, r := range wanted {
-		if _, known := (*all)[r.path()]; !known {
+		if _, known := all[r.path()]; !known {
 			errs = append(errs, a.attest(ctx, r))
 		}
 	}
@@ -189,7 +216,7 @@ func (a *Attester) attest(ctx context.Context, r record) error {
 
 // forgetKeys removes the oldest records beyond maxRecords, none of those that are in use.
 func (a *Attester) forgetKeys(ctx context.Context, used []record) error {
-	list := a.keys.list()
+	list := a.keys.Load().list()
 	var errs []error
 	for i := len(list) - 1; i >= maxRecords; i-- {
 		path := list[i].path()
@@ -218,12 +245,13 @@ func dstackQuote(e ratls.GatewayEvidence, data ratls.ReportData) (string, error)
 }
 
 // ACMEInfo is the JSON of dstack's AcmeInfoResponse, with the member hist_keys that its certificate transparency monitor insists on (dstack 0.6
-// gateway/rpc/proto/gateway_rpc.proto, ct_monitor/src/main.rs).
+// gateway/rpc/proto/gateway_rpc.proto, ct_monitor/src/main.rs), and of each key when it was quoted. The newest come first.
 func (a *Attester) ACMEInfo() ([]byte, error) {
 	type quoted struct {
 		PublicKey   ratls.Hex `json:"public_key"`
 		Quote       string    `json:"quote"`
 		Attestation string    `json:"attestation"`
+		MadeAt      time.Time `json:"made_at"`
 	}
 	info := struct {
 		AccountURI         string      `json:"account_uri"`
@@ -232,10 +260,10 @@ func (a *Attester) ACMEInfo() ([]byte, error) {
 		AccountQuote       string      `json:"account_quote"`
 		AccountAttestation string      `json:"account_attestation"`
 	}{AccountURI: a.config.Certs.Account(), HistKeys: []ratls.Hex{}, QuotedHistKeys: []quoted{}}
-	for _, r := range a.keys.list() {
+	for _, r := range a.keys.Load().list() {
 		switch r.Account {
 		case "":
-			info.QuotedHistKeys = append(info.QuotedHistKeys, quoted{PublicKey: ratls.Hex(r.PublicKey), Quote: r.Quote})
+			info.QuotedHistKeys = append(info.QuotedHistKeys, quoted{PublicKey: ratls.Hex(r.PublicKey), Quote: r.Quote, MadeAt: r.MadeAt})
 		case info.AccountURI:
 			info.AccountQuote = r.Quote
 		}

@@ -39,6 +39,7 @@ type acmeIssuer struct {
 	directory string
 	email     string
 	storage   vault
+	attestor  Attestor
 	client    *acmez.Client
 	transport *http.Transport
 	changed   func(account string) // told the account URI when it becomes known and when it changes
@@ -72,6 +73,7 @@ func newACMEIssuer(cfg Config, st vault, changed func(string)) *acmeIssuer {
 		directory: cfg.Directory,
 		email:     cfg.Email,
 		storage:   st,
+		attestor:  cfg.Attestor,
 		transport: transport,
 		changed:   changed,
 		client: &acmez.Client{
@@ -135,6 +137,9 @@ func (a *acmeIssuer) Issue(ctx context.Context, csr *x509.CertificateRequest) (*
 }
 
 func (a *acmeIssuer) order(ctx context.Context, account acme.Account, csr *x509.CertificateRequest) (*certmagic.IssuedCertificate, error) {
+	if err := a.attestor.AttestAccount(ctx, account.Location); err != nil {
+		return nil, fmt.Errorf("the account is not attested, so nothing is ordered: %w", err)
+	}
 	params, err := acmez.OrderParametersFromCSR(account, csr)
 	if err != nil {
 		return nil, err

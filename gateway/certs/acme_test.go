@@ -32,7 +32,7 @@ func newPebble(t *testing.T, a *authority) *pebbletest.Pebble {
 func acmeConfig(t *testing.T, p *pebbletest.Pebble, c certs.Challenges) certs.Config {
 	t.Helper()
 	return certs.Config{
-		Domains: []string{"dstack.example"}, Issuer: certs.IssuerACME,
+		Domains: []string{"dstack.example"}, Issuer: certs.IssuerACME, Attestor: new(attestor),
 		Directory: p.Directory(), CARoots: p.Roots(), CAAIdentity: pebbletest.CAAIdentity,
 		Storage: openStore(t, t.TempDir()), Challenges: c,
 	}
@@ -332,7 +332,7 @@ func TestACMEEndsInTheMiddleOfAnOrder(t *testing.T) {
 
 // A write that was cut short leaves parts that do not belong together.
 func TestTornCertificateIsReplaced(t *testing.T) {
-	cfg := certs.Config{Domains: []string{"dstack.host"}, Issuer: certs.IssuerInternal, Storage: openStore(t, t.TempDir())}
+	cfg := certs.Config{Domains: []string{"dstack.host"}, Issuer: certs.IssuerInternal, Attestor: new(attestor), Storage: openStore(t, t.TempDir())}
 	storage := certs.NewStorage(cfg.Storage)
 	const crt, key = "certificates/internal/dstack.host/dstack.host.crt", "certificates/internal/dstack.host/dstack.host.key"
 	const otherKey = "certificates/internal/wildcard_.dstack.host/wildcard_.dstack.host.key"

@@ -13,6 +13,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"math/rand/v2"
+	"strings"
 	"time"
 
 	"github.com/caddyserver/certmagic"
@@ -20,7 +21,7 @@ import (
 )
 
 const (
-	// checkInterval is how often storage is looked at for a certificate that another node renewed.
+	// checkInterval is how often storage is looked at anyhow; what another node renews is told by the store.
 	checkInterval = 10 * time.Minute
 	// attemptTimeout bounds one attempt to obtain or renew, waiting for another node's attempt included.
 	attemptTimeout = 5 * time.Minute
@@ -29,6 +30,8 @@ const (
 	lastRetry  = time.Hour
 	// renewalWindow is the part of a certificate's life, at its end, in which it is renewed.
 	renewalWindow = 1.0 / 3
+	// switchMargin is how long before its end a certificate is replaced at the latest, though the next was not told for long.
+	switchMargin = time.Minute
 )
 
 // Certs obtains, renews and serves the certificates of the base domains. Its methods are safe for concurrent use.
@@ -36,6 +39,7 @@ type Certs struct {
 	cfg     Config // set by New
 	storage vault
 	issuer  issuer
+	woken   map[string]chan struct{} // by name; holds one: storage has another certificate
 	serving serving
 }
 
@@ -59,8 +63,11 @@ func New(cfg Config) (*Certs, error) {
 
 // build makes a Certs of a checked cfg, over storage in place of cfg.Storage.
 func build(cfg Config, storage vault) *Certs {
-	c := &Certs{cfg: cfg, storage: storage}
+	c := &Certs{cfg: cfg, storage: storage, woken: make(map[string]chan struct{})}
 	c.serving.init(cfg.Domains)
+	for _, name := range c.serving.names {
+		c.woken[name] = make(chan struct{}, 1)
+	}
 	switch cfg.Issuer {
 	case IssuerACME:
 		c.issuer = newACMEIssuer(cfg, c.storage, c.serving.setAccount)
@@ -78,15 +85,16 @@ func (c *Certs) Run(ctx context.Context) error {
 	defer stop()
 	defer c.issuer.close()
 
-	if !c.retry(ctx, "issuer state not loaded", func(ctx context.Context) (time.Duration, error) {
+	if !c.retry(ctx, nil, "issuer state not loaded", func(ctx context.Context) (time.Duration, error) {
 		return 0, c.issuer.load(ctx)
 	}) {
 		return nil
 	}
 	var g errgroup.Group
+	g.Go(func() error { return c.storage.watch(ctx, c.wake) })
 	for _, name := range c.serving.names {
 		g.Go(func() error {
-			for c.retry(ctx, "certificate not renewed", func(ctx context.Context) (time.Duration, error) {
+			for c.retry(ctx, c.woken[name], "certificate not renewed", func(ctx context.Context) (time.Duration, error) {
 				return c.maintain(ctx, magic, name)
 			}, slog.String("name", name)) {
 			}
@@ -111,7 +119,7 @@ func (c *Certs) magic() (cfg *certmagic.Config, stop func()) {
 	})
 	cfg = certmagic.New(cache, certmagic.Config{
 		RenewalWindowRatio: renewalWindow,
-		Issuers:            []certmagic.Issuer{c.issuer},
+		Issuers:            []certmagic.Issuer{attesting{c.issuer, c.cfg.Attestor}},
 		KeySource:          certmagic.StandardKeyGenerator{KeyType: certmagic.P256},
 		OCSP:               certmagic.OCSPConfig{DisableStapling: true},
 		Storage:            c.storage,
@@ -121,9 +129,21 @@ func (c *Certs) magic() (cfg *certmagic.Config, stop func()) {
 	return cfg, cache.Stop
 }
 
-// retry calls do until it succeeds, pausing after each failure, and then pauses as long as do said. It reports false
-// when ctx ended meanwhile.
-func (c *Certs) retry(ctx context.Context, failure string, do func(context.Context) (time.Duration, error), args ...any) bool {
+// wake has the certificate looked at whose file in storage changed.
+func (c *Certs) wake(key string) {
+	for name, woken := range c.woken {
+		if strings.HasSuffix(key, "/"+certmagic.StorageKeys.Safe(name)+".crt") {
+			select {
+			case woken <- struct{}{}:
+			default:
+			}
+		}
+	}
+}
+
+// retry calls do until it succeeds, pausing after each failure, and then pauses as long as do said; woken ends a pause. It
+// reports false when ctx ended meanwhile.
+func (c *Certs) retry(ctx context.Context, woken <-chan struct{}, failure string, do func(context.Context) (time.Duration, error), args ...any) bool {
 	for attempt := 0; ; attempt++ {
 		pause, err := do(ctx)
 		if ctx.Err() != nil {
@@ -133,7 +153,7 @@ func (c *Certs) retry(ctx context.Context, failure string, do func(context.Conte
 			pause = backoff(attempt)
 			c.cfg.Logger.With(args...).Error(failure, slog.Any("error", err), slog.Duration("retry_in", pause))
 		}
-		if !sleep(ctx, pause) {
+		if !sleep(ctx, pause, woken) {
 			return false
 		}
 		if err == nil {
@@ -152,16 +172,17 @@ func backoff(n int) time.Duration {
 	return d - rand.N(d/5)
 }
 
-// sleep waits for d and reports whether ctx lasted.
-func sleep(ctx context.Context, d time.Duration) bool {
+// sleep waits for d, or until woken, and reports whether ctx lasted.
+func sleep(ctx context.Context, d time.Duration, woken <-chan struct{}) bool {
 	t := time.NewTimer(d)
 	defer t.Stop()
 	select {
 	case <-ctx.Done():
 		return false
 	case <-t.C:
-		return true
+	case <-woken:
 	}
+	return true
 }
 
 // maintain makes the certificate of name what it should be and serves it: one look at storage, and at most one attempt
@@ -173,10 +194,12 @@ func (c *Certs) maintain(ctx context.Context, magic *certmagic.Config, name stri
 	cert, err := c.stored(ctx, name)
 	switch now := time.Now(); {
 	case err == nil && now.Before(renewAt(cert.Leaf)):
-		return c.serve(name, cert), nil
+		return c.serve(ctx, name, cert)
 	case err == nil:
 		if now.Before(cert.Leaf.NotAfter) {
-			c.serve(name, cert)
+			if _, err := c.serve(ctx, name, cert); err != nil {
+				return 0, err
+			}
 		}
 		err = magic.RenewCertSync(ctx, name, false)
 	case errors.Is(err, fs.ErrNotExist):
@@ -192,14 +215,22 @@ func (c *Certs) maintain(ctx context.Context, magic *certmagic.Config, name stri
 	if cert, err = c.stored(ctx, name); err != nil {
 		return 0, err
 	}
-	return c.serve(name, cert), nil
+	return c.serve(ctx, name, cert)
 }
 
-// serve makes cert the one that is served for name, and returns when to look at it again.
-func (c *Certs) serve(name string, cert *certificate) time.Duration {
-	if c.serving.set(name, cert) {
+// serve makes cert the one that is served for name, once its key is attested and was told for long enough. It returns when to
+// look again. Until then, and when the key can't be attested, what was served goes on serving.
+func (c *Certs) serve(ctx context.Context, name string, cert *certificate) (time.Duration, error) {
+	if !c.serving.serves(name, cert) {
+		if err := c.cfg.Attestor.AttestKey(ctx, cert.Leaf.RawSubjectPublicKeyInfo); err != nil {
+			return 0, fmt.Errorf("the new key is not attested, so it does not serve: %w", err)
+		}
+		if wait := c.serving.announce(name, cert, c.cfg.Lead); wait > 0 {
+			return min(wait, checkInterval), nil
+		}
+		c.serving.set(name, cert)
 		c.cfg.Logger.Info("serving certificate", slog.String("name", name), slog.Time("not_after", cert.Leaf.NotAfter),
 			slog.String("issuer", cert.Leaf.Issuer.String()), slog.String("serial", cert.Leaf.SerialNumber.Text(16)))
 	}
-	return min(checkInterval, max(time.Second, time.Until(renewAt(cert.Leaf))))
+	return min(checkInterval, max(time.Second, time.Until(renewAt(cert.Leaf)))), nil
 }

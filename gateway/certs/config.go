@@ -44,6 +44,15 @@ type Challenges interface {
 	DeleteTXT(ctx context.Context, fqdn, value string) error
 }
 
+// Attestor has the TEE of this gateway quote what relying parties must know before it is used.
+type Attestor interface {
+	// AttestKey returns when the quote over a public key (DER SubjectPublicKeyInfo) is on record and published. Asking for
+	// one that is on record costs nothing.
+	AttestKey(ctx context.Context, spki []byte) error
+	// AttestAccount does so for the URI of an ACME account.
+	AttestAccount(ctx context.Context, uri string) error
+}
+
 // Config says which certificates to keep and who issues them.
 type Config struct {
 	// Domains are the base domains, in lower case and without trailing dot ("dstack.host"). Each gets a certificate for
@@ -62,6 +71,13 @@ type Config struct {
 	CAAIdentity string
 	// Lifetime of leaf certificates of the internal issuer, from ten minutes to 30 days; zero is 30 days.
 	Lifetime time.Duration
+	// Attestor is asked before a certificate is requested and once more before it serves. Required: what it refuses is not
+	// served.
+	Attestor Attestor
+	// Lead is how long the key of a renewed certificate is told (Key.Use is UseNext) before it serves, unless the one before
+	// ends earlier: as long as statements about keys are valid, so that no valid one lacks a key that serves. Zero is no
+	// time at all.
+	Lead time.Duration
 	// Storage keeps keys, certificates and the ACME account below "certs/". Required.
 	Storage *store.Store
 	// Challenges publishes dns-01 answers. Required with IssuerACME.
@@ -106,6 +122,12 @@ func (c Config) check() error {
 	}
 	if c.Storage == nil {
 		fault("storage: required")
+	}
+	if c.Attestor == nil {
+		fault("attestor: required")
+	}
+	if c.Lead < 0 {
+		fault("lead: %s is negative", c.Lead)
 	}
 	switch c.Issuer {
 	case IssuerInternal:

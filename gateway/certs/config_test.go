@@ -11,7 +11,7 @@ import (
 
 func TestNewTellsEveryFault(t *testing.T) {
 	internal := func(change func(*certs.Config)) certs.Config {
-		cfg := certs.Config{Domains: []string{"dstack.localhost"}, Issuer: certs.IssuerInternal, Storage: new(store.Store)}
+		cfg := certs.Config{Domains: []string{"dstack.localhost"}, Issuer: certs.IssuerInternal, Attestor: new(attestor), Storage: new(store.Store)}
 		change(&cfg)
 		return cfg
 	}
@@ -34,7 +34,7 @@ func TestNewTellsEveryFault(t *testing.T) {
 		{"acme elsewhere, private name", acme(func(c *certs.Config) {
 			c.Directory, c.Domains = "https://ca.example:14000/dir", []string{"dstack.localhost"}
 		}), nil},
-		{"nothing", certs.Config{}, []string{"domains: none", "storage", "issuer"}},
+		{"nothing", certs.Config{}, []string{"domains: none", "storage", "attestor", "issuer"}},
 		{"all at once", acme(func(c *certs.Config) {
 			c.Domains, c.Storage, c.Directory, c.Email, c.Challenges, c.CAAIdentity =
 				[]string{"a"}, nil, "http://x", "nobody", nil, "a;b"

@@ -38,6 +38,39 @@ func openStore(t testing.TB, dir string) *store.Store {
 	return s
 }
 
+// attestor has keys and accounts on record at once, and remembers them in the order of asking.
+type attestor struct {
+	mu     sync.Mutex
+	refuse error // guarded by mu, as all that follows
+	keys   []string
+}
+
+func (a *attestor) AttestKey(_ context.Context, spki []byte) error { return a.record(string(spki)) }
+
+func (a *attestor) AttestAccount(_ context.Context, uri string) error { return a.record(uri) }
+
+func (a *attestor) record(what string) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.refuse == nil {
+		a.keys = append(a.keys, what)
+	}
+	return a.refuse
+}
+
+// fail has all that is asked refused from now on; nil ends that.
+func (a *attestor) fail(err error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.refuse = err
+}
+
+func (a *attestor) has(what string) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return slices.Contains(a.keys, what)
+}
+
 // run runs c until the returned function is called, which waits for its end, or until the test ends.
 func run(t testing.TB, c *certs.Certs) (stop func()) {
 	t.Helper()

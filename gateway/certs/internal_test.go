@@ -24,7 +24,7 @@ import (
 
 func TestInternalIssuerServesBaseAndWildcard(t *testing.T) {
 	c, _ := start(t, certs.Config{
-		Domains: []string{"dstack.localhost", "other.localhost"}, Issuer: certs.IssuerInternal,
+		Domains: []string{"dstack.localhost", "other.localhost"}, Issuer: certs.IssuerInternal, Attestor: new(attestor),
 		Storage: openStore(t, t.TempDir()),
 	})
 	await(t, "certificates", c.Ready())
@@ -51,7 +51,7 @@ func TestInternalIssuerServesBaseAndWildcard(t *testing.T) {
 
 // Whoever trusts our root trusts it for one domain, even if its key is stolen.
 func TestInternalRootSignsForItsDomainOnly(t *testing.T) {
-	c, _ := start(t, certs.Config{Domains: []string{"dstack.localhost"}, Issuer: certs.IssuerInternal, Storage: openStore(t, t.TempDir())})
+	c, _ := start(t, certs.Config{Domains: []string{"dstack.localhost"}, Issuer: certs.IssuerInternal, Attestor: new(attestor), Storage: openStore(t, t.TempDir())})
 	await(t, "certificates", c.Ready())
 	root := leafOf(t, c.Root())
 
@@ -137,7 +137,7 @@ func TestRequestIsHeldToTheConfiguredDomains(t *testing.T) {
 func TestRenewalMakesNewKeysAndKeepsTheRoot(t *testing.T) {
 	dir := t.TempDir()
 	synctest.Test(t, func(t *testing.T) {
-		c := certs.NewInDirectory(certs.Config{Domains: []string{"dstack.host"}, Issuer: certs.IssuerInternal, Lifetime: 12 * time.Hour}, dir)
+		c := certs.NewInDirectory(certs.Config{Domains: []string{"dstack.host"}, Issuer: certs.IssuerInternal, Attestor: new(attestor), Lifetime: 12 * time.Hour}, dir)
 		stop := run(t, c)
 		await(t, "certificates", c.Ready())
 		root, first := c.Root(), c.Keys()
@@ -177,7 +177,7 @@ func TestRenewalMakesNewKeysAndKeepsTheRoot(t *testing.T) {
 func TestRestartKeepsCertificatesAndRoot(t *testing.T) {
 	dir := t.TempDir()
 	s := openStore(t, dir)
-	cfg := certs.Config{Domains: []string{"dstack.host"}, Issuer: certs.IssuerInternal, Storage: s}
+	cfg := certs.Config{Domains: []string{"dstack.host"}, Issuer: certs.IssuerInternal, Attestor: new(attestor), Storage: s}
 	c, stop := start(t, cfg)
 	await(t, "certificates", c.Ready())
 	root, keys := c.Root(), c.Keys()
@@ -198,7 +198,7 @@ func TestRestartKeepsCertificatesAndRoot(t *testing.T) {
 }
 
 func TestNodesShareRootAndCertificates(t *testing.T) {
-	cfg := certs.Config{Domains: []string{"dstack.host"}, Issuer: certs.IssuerInternal, Storage: openStore(t, t.TempDir())}
+	cfg := certs.Config{Domains: []string{"dstack.host"}, Issuer: certs.IssuerInternal, Attestor: new(attestor), Storage: openStore(t, t.TempDir())}
 	one, _ := start(t, cfg)
 	other, _ := start(t, cfg)
 	await(t, "certificates", one.Ready())

@@ -16,8 +16,13 @@ import (
 // ErrNotReady is what GetCertificate wraps for a name of ours whose certificate was not obtained yet.
 var ErrNotReady = errors.New("certificate not obtained yet")
 
-// UseCurrent is the Key.Use of a key that is being served.
-const UseCurrent = "current"
+// The values of Key.Use.
+const (
+	// UseCurrent is that of a key that is being served.
+	UseCurrent = "current"
+	// UseNext is that of a key that is going to be served.
+	UseNext = "next"
+)
 
 // Key is a TLS key of the gateway as relying parties know it.
 type Key struct {
@@ -27,17 +32,24 @@ type Key struct {
 	NotAfter time.Time
 	// Names are the DNS names of that certificate.
 	Names []string
-	// Use is UseCurrent.
+	// Use is UseCurrent or UseNext.
 	Use string
 }
 
 // snapshot is what is served. It is immutable, but for changed, which is closed when the next one takes its place.
 type snapshot struct {
 	certs   map[string]*certificate // by base domain, and by "*."+base domain
+	next    map[string]successor    // by the same names
 	keys    []Key
 	roots   []byte
 	account string
 	changed chan struct{}
+}
+
+// successor is a certificate that is going to be served, and from when on.
+type successor struct {
+	*certificate
+	at time.Time
 }
 
 // serving holds the current snapshot. Readers never block.
@@ -77,18 +89,56 @@ func (s *serving) update(change func(*snapshot) bool) bool {
 	return true
 }
 
-// set serves cert for name, and reports whether it is another than before.
-func (s *serving) set(name string, cert *certificate) bool {
-	return s.update(func(n *snapshot) bool {
-		if old := n.certs[name]; old != nil && bytes.Equal(old.Leaf.Raw, cert.Leaf.Raw) {
-			return false
-		}
-		certs := make(map[string]*certificate, len(n.certs)+1)
-		maps.Copy(certs, n.certs)
-		certs[name] = cert
-		n.certs, n.keys = certs, keys(certs)
+// set serves cert for name.
+func (s *serving) set(name string, cert *certificate) {
+	s.update(func(n *snapshot) bool {
+		n.certs, n.next = with(n.certs, name, cert), maps.Clone(n.next)
+		delete(n.next, name)
+		n.keys = keys(n.certs, n.next)
 		return true
 	})
+}
+
+// serves reports whether cert is what is served for name.
+func (s *serving) serves(name string, cert *certificate) bool {
+	old := s.current.Load().certs[name]
+	return old != nil && bytes.Equal(old.Leaf.Raw, cert.Leaf.Raw)
+}
+
+// announce tells that cert is to follow what is served for name, and returns for how long it still has to be told before:
+// nothing when nothing valid is served, and never beyond the end of what is.
+func (s *serving) announce(name string, cert *certificate, lead time.Duration) (wait time.Duration) {
+	s.update(func(n *snapshot) bool {
+		old := n.certs[name]
+		if old == nil {
+			return false
+		}
+		at := time.Now().Add(lead)
+		if end := old.Leaf.NotAfter.Add(-switchMargin); end.Before(at) {
+			at = end
+		}
+		told := n.next[name]
+		known := told.certificate != nil && bytes.Equal(told.Leaf.Raw, cert.Leaf.Raw)
+		if known && told.at.Before(at) {
+			at = told.at
+		}
+		wait = max(0, time.Until(at))
+		if known || wait == 0 {
+			return false
+		}
+		n.next = with(n.next, name, successor{cert, at})
+		n.keys = keys(n.certs, n.next)
+		return true
+	})
+	return wait
+}
+
+// with returns a copy of m with one more entry.
+func with[V any](m map[string]V, name string, v V) map[string]V {
+	out := make(map[string]V, len(m)+1)
+	maps.Copy(out, m)
+	out[name] = v
+	return out
 }
 
 func (s *serving) setRoots(roots []byte) {
@@ -103,14 +153,21 @@ func (s *serving) setAccount(account string) {
 	})
 }
 
-// keys lists the keys of certs in the order of the names they are served for.
-func keys(certs map[string]*certificate) []Key {
+// keys lists the keys in the order of the names they are served for, what is served before what follows it.
+func keys(certs map[string]*certificate, next map[string]successor) []Key {
 	var out []Key
 	for _, name := range slices.Sorted(maps.Keys(certs)) {
-		leaf := certs[name].Leaf
-		out = append(out, Key{SPKI: leaf.RawSubjectPublicKeyInfo, NotAfter: leaf.NotAfter, Names: leaf.DNSNames, Use: UseCurrent})
+		out = append(out, keyOf(certs[name], UseCurrent))
+		if n, ok := next[name]; ok {
+			out = append(out, keyOf(n.certificate, UseNext))
+		}
 	}
 	return out
+}
+
+func keyOf(cert *certificate, use string) Key {
+	leaf := cert.Leaf
+	return Key{SPKI: leaf.RawSubjectPublicKeyInfo, NotAfter: leaf.NotAfter, Names: leaf.DNSNames, Use: use}
 }
 
 // lookup returns the certificate for a server name in any case: that of the base domain itself, or the wildcard of the
@@ -144,7 +201,8 @@ func (c *Certs) Ready() <-chan struct{} { return c.serving.ready }
 // it before reading them, then nothing is missed.
 func (c *Certs) Changed() <-chan struct{} { return c.serving.current.Load().changed }
 
-// Keys returns the keys that are served now, a fresh order of fixed elements; empty before the first certificate.
+// Keys returns the keys that are served now and those that are going to be, a fresh order of fixed elements; empty before the
+// first certificate.
 func (c *Certs) Keys() []Key { return slices.Clone(c.serving.current.Load().keys) }
 
 // Root returns the certificates, PEM, that verify what the internal issuer signs: one for each base domain. It is nil

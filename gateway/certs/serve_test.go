@@ -29,7 +29,7 @@ func leafOf(t testing.TB, text []byte) *x509.Certificate {
 func served(t testing.TB) *certs.Certs {
 	t.Helper()
 	c, _ := start(t, certs.Config{
-		Domains: []string{"dstack.host", "in.dstack.host", "other.host"}, Issuer: certs.IssuerInternal,
+		Domains: []string{"dstack.host", "in.dstack.host", "other.host"}, Issuer: certs.IssuerInternal, Attestor: new(attestor),
 		Storage: openStore(t, t.TempDir()),
 	})
 	await(t, "certificates", c.Ready())
@@ -75,7 +75,7 @@ func TestGetCertificateChoosesByName(t *testing.T) {
 }
 
 func TestGetCertificateBeforeReadySaysSo(t *testing.T) {
-	c, err := certs.New(certs.Config{Domains: []string{"dstack.host"}, Issuer: certs.IssuerInternal, Storage: openStore(t, t.TempDir())})
+	c, err := certs.New(certs.Config{Domains: []string{"dstack.host"}, Issuer: certs.IssuerInternal, Attestor: new(attestor), Storage: openStore(t, t.TempDir())})
 	if err != nil {
 		t.Fatal(err)
 	}

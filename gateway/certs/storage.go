@@ -27,6 +27,8 @@ type vault interface {
 	certmagic.Storage
 	// create puts value at key unless something is there, and returns what is there then.
 	create(ctx context.Context, key string, value []byte) ([]byte, error)
+	// watch calls changed with the key of every certificate file that is there and that is stored, until ctx ends.
+	watch(ctx context.Context, changed func(key string)) error
 }
 
 // storage is a certmagic.Storage over the store: key "a/b" is the entry "certs/a/b". Directories exist as long as a key
@@ -79,6 +81,16 @@ func (s *storage) create(ctx context.Context, key string, value []byte) ([]byte,
 		return s.Load(ctx, key)
 	}
 	return value, err
+}
+
+// watch survives etcd being away.
+func (s *storage) watch(ctx context.Context, changed func(key string)) error {
+	return s.store.Watch(ctx, storePrefix+"certificates/", func(u store.Update) error {
+		for _, e := range u.Puts {
+			changed(strings.TrimPrefix(e.Path, storePrefix))
+		}
+		return nil
+	})
 }
 
 // Load returns the value at key, or an error that is fs.ErrNotExist.
