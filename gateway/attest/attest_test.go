@@ -134,6 +134,21 @@ func TestEveryFormHoldsTheSameEvidence(t *testing.T) {
 	}
 }
 
+func TestAQueryThatCannotBeReadIsRefused(t *testing.T) {
+	s := newScene(t, 0, nil)
+	n := "nonce=" + hex.EncodeToString(nonce(1))
+	for query, want := range map[string]int{
+		"": 200, n: 200, "&": 200, "other=x": 200, "%6eonce" + n[5:]: 200,
+		"nonce=%zz": 400, "nonce=%": 400, n + ";x": 400, n + "%": 400, "%zz=&" + n: 400, "other=%zz": 400, ";": 400,
+		n + "&bind=%zz": 400, n + "&bind=tls-exporter;x=1": 400, n + "&bind=tls-exporter": 400, n + "&%62ind%": 400,
+		n + "&fresh=app;a": 400, n + "&fresh=%": 400, n + "&bind": 400, n + "&fresh": 400, "nonce": 400,
+	} {
+		if w := s.get(wellKnown(query)); w.Code != want || want == 400 && reason(w) != "bad_request" {
+			t.Errorf("?%s: %d %q, want %d", query, w.Code, reason(w), want)
+		}
+	}
+}
+
 func TestConditionalRequests(t *testing.T) {
 	s := newScene(t, 0, nil)
 	tag := s.get(wellKnown("")).Header().Get("Etag")

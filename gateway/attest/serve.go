@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/netip"
+	"net/url"
 	"strconv"
 	"strings"
 	"time"
@@ -184,7 +185,10 @@ func outward(err error) error {
 
 // challengeOf reads what the caller wants to see quoted, and whether the app is to answer too; nil when nothing.
 func challengeOf(r *http.Request) (c *ratls.Challenge, fresh bool, err error) {
-	query := r.URL.Query()
+	query, err := url.ParseQuery(r.URL.RawQuery) // URL.Query drops what it can't read, and with it what was asked for
+	if err != nil {
+		return nil, false, errors.New("the query can't be read: separate its parts with &, and write % as %25")
+	}
 	nonces, binds, freshes := query["nonce"], query["bind"], query["fresh"]
 	if len(nonces) == 0 {
 		if len(binds) > 0 || len(freshes) > 0 {
