@@ -44,7 +44,11 @@ func (r *Responder) SetZones(zones *Zones) {
 // Cached tells whether the cache answers a packet.
 func (r *Responder) Cached(packet []byte) bool {
 	var q query
-	return q.read(packet) == readable && r.cache.get(&q, r.at.generation, r.Now) != nil
+	if q.read(packet) != readable {
+		return false
+	}
+	_, found := r.cache.get(&q, r.at.generation, r.Now)
+	return found
 }
 
 // CacheLife is how long an answer is kept.

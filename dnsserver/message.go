@@ -3,7 +3,6 @@ package dnsserver
 import (
 	"encoding/binary"
 	"net/netip"
-	"slices"
 	"time"
 
 	"github.com/miekg/dns"
@@ -56,8 +55,9 @@ type responder struct {
 
 	query   query
 	cookie  [serverCookie]byte // for query, where it has one
-	answer  answer             // to query, where the cache does not have it
-	scratch []byte             // its body
+	asking  asking             // query
+	packer  packer             // of the answer's body
+	answer  answer             // to query
 	slipped int                // answers left out since the last that was not
 }
 
@@ -86,8 +86,9 @@ func (r *responder) find(verdict verdict, from *view, now time.Time) *answer {
 		a, _ := r.decide(verdict, from.zones)
 		return a
 	}
-	if a := r.cache.get(&r.query, from.generation, now); a != nil && r.fits(a) {
-		return a
+	var found bool
+	if r.answer, found = r.cache.get(&r.query, from.generation, now); found && r.fits(&r.answer) {
+		return &r.answer
 	}
 	a, keep := r.decide(verdict, from.zones)
 	if keep {
@@ -103,28 +104,32 @@ func (r *responder) decide(verdict verdict, zones *Zones) (a *answer, keep bool)
 	switch verdict {
 	case malformed:
 		q.edns = edns{}
-		return r.pack(refuse(q, &refuseFormat)), false
+		return r.pack(r.refuse(&refuseFormat)), false
 	case badCookie:
-		return r.pack(refuse(q, &refuseCookie)), false
+		return r.pack(r.refuse(&refuseCookie)), false
 	case cookieOnly:
-		return r.pack(begin(q.message(maxMessage))), false
+		return r.pack(begin(r.asking.of(q, maxMessage))), false
 	}
-	a = r.pack(zones.Answer(q.message(maxMessage), r.transport, maxMessage))
+	a = r.pack(zones.Answer(r.asking.of(q, maxMessage), r.transport, maxMessage))
 	if r.fits(a) {
 		// What strangers can make up without end, names that don't exist, is not kept.
-		return a, verdict == readable && a.rcode() == dns.RcodeSuccess && len(a.body) <= MaxUDPPayload
+		return a, verdict == readable && a.rcode() == dns.RcodeSuccess && a.body[2]&flagTC == 0
 	}
 	// Answer counts an OPT with its own options only, also where it will be left out.
 	size := r.limit() - r.ownOptions()
 	if !q.edns.present {
 		size = min(size+optOctets, maxMessage)
 	}
-	return r.pack(zones.Answer(q.message(uint16(size)), r.transport, size)), false
+	a = r.pack(zones.Answer(r.asking.of(q, uint16(size)), r.transport, size))
+	if !r.fits(a) { // Answer counts on the library's compression, which may be better
+		a = r.truncate(a)
+	}
+	return a, false
 }
 
 // refuse is the response to a query that [Zones.Answer] need not see.
-func refuse(q *query, why *refusal) *dns.Msg {
-	m := begin(q.message(maxMessage))
+func (r *responder) refuse(why *refusal) *dns.Msg {
+	m := begin(r.asking.of(&r.query, maxMessage))
 	why.write(m)
 	return m
 }
@@ -145,18 +150,17 @@ func (r *responder) fits(a *answer) bool { return len(a.body)+r.optSize(a) <= r.
 // pack packs a message and takes its OPT apart.
 func (r *responder) pack(m *dns.Msg) *answer {
 	a := &r.answer
+	*a = answer{}
 	if opt := m.IsEdns0(); opt != nil {
 		a.ttl, a.options = opt.Hdr.Ttl&0xffffff|uint32(m.Rcode)>>4<<24, packErrors(opt)
 	}
-	m.Extra = slices.DeleteFunc(m.Extra, func(rr dns.RR) bool { return rr.Header().Rrtype == dns.TypeOPT })
-	m.Rcode &= 0xf
-	body, err := m.PackBuffer(r.scratch[:cap(r.scratch)])
+	body, err := r.packer.pack(m, r.query.key())
 	if err != nil {
 		// Can't happen: the zone's records were packed when it was made.
 		body = make([]byte, headerOctets)
 		body[2], body[3] = flagQR|byte(m.Opcode)<<3, dns.RcodeServerFailure
 	}
-	r.scratch, a.body = body, body
+	a.body = body
 	return a
 }
 
@@ -199,9 +203,14 @@ func (r *responder) limited(a *answer) *answer {
 		return nil
 	}
 	r.slipped = 0
-	r.scratch = append(r.scratch[:0], a.body[:r.query.question]...)
-	r.scratch[2] |= flagTC
-	clear(r.scratch[6:headerOctets]) // counts of answers
-	r.answer = answer{body: r.scratch, ttl: a.ttl}
+	return r.truncate(a)
+}
+
+// truncate is an answer without its records, and with TC.
+func (r *responder) truncate(a *answer) *answer {
+	body := append(r.packer.out[:0], a.body[:r.query.question]...)
+	body[2] |= flagTC
+	clear(body[6:headerOctets]) // counts of answers
+	r.packer.out, r.answer = body, answer{body: body, ttl: a.ttl}
 	return &r.answer
 }

@@ -44,6 +44,7 @@ const typeAndClass = 4
 // copied to the response (AD and CD stay clear by RFC 4035 section 3.1.6).
 const (
 	flagQR = 0x80
+	flagAA = 0x04
 	flagTC = 0x02
 	flagRD = 0x01
 )
@@ -85,18 +86,29 @@ func (q *query) read(packet []byte) verdict {
 	return malformed
 }
 
-// message makes the query as [Zones.Answer] takes it: in lower case, so that
-// an answer is the same for every case of the question, and with an OPT.
-func (q *query) message(size uint16) *dns.Msg {
-	m := &dns.Msg{MsgHdr: dns.MsgHdr{Opcode: q.opcode}}
+// asking is a query in the form that [Zones.Answer] takes, in room that is
+// reused from query to query.
+type asking struct {
+	msg      dns.Msg
+	question [1]dns.Question
+	opt      dns.OPT
+	extra    [1]dns.RR
+}
+
+// of makes the query that was read: in lower case, so that an answer is the same
+// for every case of the question, and with an OPT.
+func (a *asking) of(q *query, size uint16) *dns.Msg {
+	a.msg = dns.Msg{MsgHdr: dns.MsgHdr{Opcode: q.opcode}}
 	if q.question > headerOctets {
 		name, _, _ := dns.UnpackDomainName(q.lower[:], 0) // was read already
-		m.Question = []dns.Question{{Name: name, Qtype: q.qtype(), Qclass: q.qclass()}}
+		a.question[0] = dns.Question{Name: name, Qtype: q.qtype(), Qclass: q.qclass()}
+		a.msg.Question = a.question[:]
 	}
-	opt := &dns.OPT{Hdr: dns.RR_Header{Name: ".", Rrtype: dns.TypeOPT, Class: size}}
-	opt.Hdr.Ttl = uint32(q.edns.version)<<16 | uint32(q.edns.flags)
-	m.Extra = []dns.RR{opt}
-	return m
+	a.opt = dns.OPT{Hdr: dns.RR_Header{Name: ".", Rrtype: dns.TypeOPT, Class: size}}
+	a.opt.Hdr.Ttl = uint32(q.edns.version)<<16 | uint32(q.edns.flags)
+	a.extra[0] = &a.opt
+	a.msg.Extra = a.extra[:]
+	return &a.msg
 }
 
 // parser walks a message.
