@@ -29,11 +29,13 @@ func (r *Registry) RemoveIf(ctx context.Context, id InstanceID, still func(*Inst
 	})
 }
 
-// Drain takes an instance out of service for a reason, a few known words. It stays known, with its address and its tunnel, until
-// it is removed or registers anew. Draining what drains already changes nothing.
-func (r *Registry) Drain(ctx context.Context, id InstanceID, reason string) error {
-	return r.update(ctx, id, func(inst *Instance) {
-		if !inst.Draining() {
+// Drain takes an instance out of service for a reason, a few known words, if it is still the one that the caller judged: with the
+// same key, code and evidence. It stays known, with its address and its tunnel, until it is removed or registers anew. It reports whether it drains
+// from now on.
+func (r *Registry) Drain(ctx context.Context, judged *Instance, reason string) (bool, error) {
+	return r.update(ctx, judged.ID, func(inst *Instance) {
+		same := inst.Key == judged.Key && inst.Compose == judged.Compose && inst.EvidenceAt.Equal(judged.EvidenceAt)
+		if same && !inst.Draining() {
 			inst.Drain = Drain{r.now().UTC().Truncate(time.Second), reason}
 		}
 	})
@@ -41,22 +43,24 @@ func (r *Registry) Drain(ctx context.Context, id InstanceID, reason string) erro
 
 // SetOverride sets the operator's port policy of an instance, which counts instead of the app's and survives new registrations; nil takes it back.
 func (r *Registry) SetOverride(ctx context.Context, id InstanceID, policy *PortPolicy) error {
-	return r.update(ctx, id, func(inst *Instance) { inst.Override = policy })
+	_, err := r.update(ctx, id, func(inst *Instance) { inst.Override = policy })
+	return err
 }
 
 // SetMeasuredPorts sets the port policy that stands in the app-compose.json with a hash, if the instance still runs that. An app
 // that reported a policy itself meanwhile keeps it, unless measured is set.
 func (r *Registry) SetMeasuredPorts(ctx context.Context, id InstanceID, compose ComposeHash, policy *PortPolicy, measured bool) error {
-	return r.update(ctx, id, func(inst *Instance) {
+	_, err := r.update(ctx, id, func(inst *Instance) {
 		if inst.Compose == compose && (inst.Ports == nil || measured && !inst.Measured) {
 			inst.Ports, inst.Measured = policy, measured
 		}
 	})
+	return err
 }
 
-// update changes the record of an instance. It is ErrInvalid when the result makes no sense.
-func (r *Registry) update(ctx context.Context, id InstanceID, edit func(*Instance)) error {
-	_, err := r.change(ctx, id, func(cur *Instance, tx *transaction) (bool, error) {
+// update changes the record of an instance, and reports whether that was a change. It is ErrInvalid when the result makes no sense.
+func (r *Registry) update(ctx context.Context, id InstanceID, edit func(*Instance)) (bool, error) {
+	return r.change(ctx, id, func(cur *Instance, tx *transaction) (bool, error) {
 		next := *cur
 		edit(&next)
 		if err := next.check(); err != nil {
@@ -69,7 +73,6 @@ func (r *Registry) update(ctx context.Context, id InstanceID, edit func(*Instanc
 		tx.put(r.instancePath(id), data)
 		return true, err
 	})
-	return err
 }
 
 // change adds what plan wants to a transaction on the instance as it is stored, and waits for the snapshot. It begins again when
