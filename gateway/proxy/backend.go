@@ -46,10 +46,14 @@ func (b *backend) Dial(ctx context.Context) (net.Conn, error) {
 	return b.race(ctx, candidates)
 }
 
-// candidates are the instances worth trying: those that allow the port and whose tunnel is up, the freshest handshakes of them. Among
+// candidates are the instances worth trying: those that do not drain, allow the port, and whose tunnel is up, the freshest handshakes of them. Among
 // these the order is random, so that an app's load spreads over its instances.
 func (b *backend) candidates() ([]*registry.Instance, *failure) {
-	allowed := filter(b.instances, func(i *registry.Instance) bool { return i.Ports.Allowed(b.name.Port) })
+	wanted := filter(b.instances, func(i *registry.Instance) bool { return !i.Draining() })
+	if len(wanted) == 0 {
+		return nil, fail(Draining, nil)
+	}
+	allowed := filter(wanted, func(i *registry.Instance) bool { return i.Policy().Allowed(b.name.Port) })
 	if len(allowed) == 0 {
 		return nil, fail(PortDenied, nil)
 	}
@@ -170,7 +174,7 @@ func (b *backend) connect(ctx context.Context, inst *registry.Instance) (net.Con
 	if err != nil {
 		return nil, dialFailure(ctx, err)
 	}
-	if !inst.Ports.Proxy(b.name.Port) {
+	if !inst.Policy().Proxy(b.name.Port) {
 		return conn, nil
 	}
 	deadline, _ := ctx.Deadline()

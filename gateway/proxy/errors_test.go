@@ -108,8 +108,13 @@ func TestEveryFailureSaysWhereAndWhy(t *testing.T) {
 	closed.Ports = &registry.PortPolicy{Restrict: true, Ports: []registry.Port{{Port: 8080}}}
 	unreported := instance(0xdd, 0x44)
 	unreported.Ports = nil
+	draining := instance(0xd1, 0x55)
+	draining.Drain = registry.Drain{At: time.Unix(1, 0), Reason: "policy"}
+	locked, opened := instance(0xd2, 0x66), instance(0xd3, 0x77)
+	locked.Override = &registry.PortPolicy{Restrict: true}
+	opened.Ports, opened.Override = closed.Ports, &registry.PortPolicy{}
 	b := run(t, func(c *proxy.Config) { c.IdleTimeout, c.DialTimeout = 500*time.Millisecond, 300*time.Millisecond },
-		instance(0xaa, 0x11), instance(0xbb, 0x22), closed, unreported)
+		instance(0xaa, 0x11), instance(0xbb, 0x22), closed, unreported, draining, locked, opened)
 	b.down.Store(instanceID(0x22), nil)
 	dial := *b.dial.Load()
 	b.dialWith(func(ctx context.Context, i *registry.Instance, port uint16) (net.Conn, error) {
@@ -138,6 +143,10 @@ func TestEveryFailureSaysWhereAndWhy(t *testing.T) {
 		{"no such peer", host(appID(0xaa), 2, ""), 503, proxy.TunnelDown, "tunnel"},
 		{"port that the policy does not list", host(appID(0xcc), 8081, ""), 403, proxy.PortDenied, "app"},
 		{"policy not reported", host(appID(0xdd), 80, ""), 403, proxy.PortDenied, "app"},
+		{"instance that drains", host(appID(0xd1), 80, ""), 503, proxy.Draining, "gateway"},
+		{"instance that drains, by its id", host(instanceID(0x55), 80, ""), 503, proxy.Draining, "gateway"},
+		{"port that the operator closed", host(appID(0xd2), 80, ""), 403, proxy.PortDenied, "app"},
+		{"port that the operator opened", host(appID(0xd3), refusing, ""), 502, proxy.AppRefused, "app"},
 		{"connection refused", host(appID(0xaa), refusing, ""), 502, proxy.AppRefused, "app"},
 		{"dial timeout", host(appID(0xaa), 1, ""), 504, proxy.AppTimeout, "app"},
 		{"close without an answer", host(appID(0xaa), closing, ""), 502, proxy.AppClosed, "app"},

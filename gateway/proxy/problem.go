@@ -25,6 +25,7 @@ const (
 	Misdirected    Reason = "misdirected"            // 421
 	HTTP2Only      Reason = "http2_only"             // 505
 	PortDenied     Reason = "port_denied"            // 403
+	Draining       Reason = "app_draining"           // 503
 	Starting       Reason = "gateway_starting"       // 503
 	NotFound       Reason = "not_found"              // 404, on the gateway's own names
 	RateLimited    Reason = "rate_limited"           // 429
@@ -51,6 +52,7 @@ var kinds = map[Reason]struct {
 	Misdirected:    {421, "name", "This name is not served on this connection", "Connect again with the requested name as TLS server name; if that fails too, its DNS leads to the wrong gateway."},
 	HTTP2Only:      {505, "name", "This name speaks only HTTP/2", "Use HTTP/2, or leave the suffix g out of the name."},
 	PortDenied:     {403, "app", "The app does not open this port", "Use a port that the port policy in the app's app-compose.json allows, or allow this one there."},
+	Draining:       {503, "gateway", "The gateway does not take this app any more", "The app's operator finds the reason in what its VM is told when it registers: its measurements, its platform's TCB or an operator's decision do not satisfy this gateway."},
 	Starting:       {503, "gateway", "The gateway is starting", "Try again in a few seconds; the gateway has not read its registry yet."},
 	NotFound:       {404, "gateway", "Nothing is here", "The gateway itself serves only / and " + AttestationPath + "; an app is reached by its own name."},
 	RateLimited:    {429, "gateway", "Too many requests", "Wait as long as Retry-After says."},
