@@ -52,6 +52,8 @@ type Gateway struct {
 	dns      *dnsserver.Server
 	certs    *certs.Certs
 	enroll   *enroll.Server
+	review   *enroll.Review
+	ports    *enroll.Ports
 	proxy    *proxy.Proxy
 	attester *attest.Attester
 	static   []dnsserver.ZoneConfig // of each base domain, as configured
@@ -221,7 +223,7 @@ func (g *Gateway) Run(ctx context.Context) error {
 	defer stop()
 	support, below := errgroup.WithContext(below)
 	front, ctx := errgroup.WithContext(ctx)
-	for _, run := range []func(context.Context) error{g.registry.Run, g.tunnel.Run, g.dns.Run, g.certs.Run, g.attester.Run, g.follow} {
+	for _, run := range []func(context.Context) error{g.registry.Run, g.tunnel.Run, g.dns.Run, g.certs.Run, g.attester.Run, g.review.Run, g.ports.Run, g.follow} {
 		support.Go(func() error { return run(below) })
 	}
 	for _, run := range []func(context.Context) error{g.enroll.Run, g.proxy.Run, g.announce} {

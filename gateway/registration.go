@@ -5,12 +5,14 @@ import (
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"net"
 	"strconv"
 
 	"dstack.host/gateway/config"
 	"dstack.host/gateway/enroll"
+	"dstack.host/gateway/prpc"
 	"dstack.host/gateway/registry"
 	"dstack.host/ratls"
 )
@@ -43,9 +45,29 @@ func (g *Gateway) openEnroll(ctx context.Context, parts Parts) error {
 	if c.AuthURL != "" {
 		settings.Authorize = enroll.Webhook(c.AuthURL, nil)
 	}
+	if err := g.openReview(settings, parts); err != nil {
+		return err
+	}
+	settings.Refused = func(ctx context.Context, inst *registry.Instance, reason string) {
+		g.review.Refuse(ctx, inst, reason, errors.New("it was refused when it registered again"))
+	}
 	g.enroll, err = enroll.New(settings)
 	return err
 }
+
+// openReview makes what looks after instances once they are registered.
+func (g *Gateway) openReview(settings enroll.Config, parts Parts) (err error) {
+	c := g.config.Enroll
+	g.ports = enroll.NewPorts(enroll.PortsConfig{Registry: g.registry, Dial: g.dial, Up: g.tunnelUp, Port: agentPort, Logger: g.log})
+	g.review, err = enroll.NewReview(enroll.ReviewConfig{
+		Enroll: settings, Registry: g.registry, Handshake: g.handshake,
+		Interval: c.ReviewInterval, Drain: c.Drain, Stale: c.Stale, Metrics: parts.Metrics, Logger: g.log,
+	})
+	return err
+}
+
+// AdminRPC is dstack's admin calls about single instances, for a listener that strangers can't reach.
+func (g *Gateway) AdminRPC() *prpc.Service { return enroll.Admin(g.registry) }
 
 func evidenceOf(c config.Enroll) enroll.Evidence {
 	if c.Evidence == "off" {

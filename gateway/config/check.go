@@ -166,6 +166,12 @@ func (c *Config) checkEnroll(f *Faults) {
 	if e.SourceBurst < 1 || e.InstanceBurst < 1 {
 		f.add("enroll.source_burst", "source_burst and instance_burst must be at least 1")
 	}
+	if e.ReviewInterval <= 0 {
+		f.add("enroll.review_interval", `must be longer than nothing, as "10m"`)
+	}
+	if e.Stale <= c.Tunnel.HandshakeStale {
+		f.add("enroll.stale", "must be longer than tunnel.handshake_stale")
+	}
 }
 
 func (c *Config) checkRest(f *Faults) {

@@ -60,6 +60,9 @@ type Enroll struct {
 	SourceBurst      int            `toml:"source_burst" help:"that many at once before the interval counts"`
 	InstanceInterval time.Duration  `toml:"instance_interval" help:"an instance may register once per interval; 0s: any number"`
 	InstanceBurst    int            `toml:"instance_burst" help:"that many at once before the interval counts"`
+	ReviewInterval   time.Duration  `toml:"review_interval" help:"how often a registered instance is judged again: its evidence by today's collateral, the policy for apps, the webhook"`
+	Drain            time.Duration  `toml:"drain" help:"how long an instance that is refused keeps its connections before it is removed; it gets no new ones"`
+	Stale            time.Duration  `toml:"stale" help:"an instance whose last handshake and last new key are older is forgotten"`
 }
 
 // DNS configures the authoritative server.
@@ -142,6 +145,7 @@ func Default() Config {
 		Enroll: Enroll{
 			Listen: everywhere(8000), Evidence: "preferred",
 			SourceInterval: 20 * time.Millisecond, SourceBurst: 500, InstanceInterval: 5 * time.Second, InstanceBurst: 10,
+			ReviewInterval: 10 * time.Minute, Drain: time.Minute, Stale: 10 * time.Hour,
 		},
 		DNS: DNS{Listen: []netip.AddrPort{everywhere(53)}, RateLimit: 500, RateLimitSlip: 1, NameServer: "ns1"},
 		Tunnel: Tunnel{

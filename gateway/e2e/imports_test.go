@@ -32,7 +32,7 @@ var layers = map[string][]string{
 	"gateway/prpc":               {"ratls"},
 	"gateway/enroll":             {"gateway/prpc", "gateway/registry", "gateway/store", "tunnel", "ratls"},
 	"gateway/attest":             {"gateway/certs", "gateway/proxy", "gateway/registry", "gateway/store", "gateway/web", "tunnel/agent", "ratls"},
-	"gateway":                    {"gateway/attest", "gateway/certs", "gateway/config", "gateway/enroll", "gateway/explorer", "gateway/proxy", "gateway/registry", "gateway/store", "gateway/web", "dnsserver", "tunnel", "ratls", "ratls/simtdx"},
+	"gateway":                    {"gateway/attest", "gateway/certs", "gateway/config", "gateway/enroll", "gateway/explorer", "gateway/prpc", "gateway/proxy", "gateway/registry", "gateway/store", "gateway/web", "dnsserver", "tunnel", "ratls", "ratls/simtdx"},
 	"gateway/explorer":           {"gateway/registry", "gateway/verify", "gateway/web", "ratls"},
 	"gateway/verify":             {"gateway/registry", "dnsserver", "ratls"},
 	"gateway/demo":               {"gateway", "gateway/config", "gateway/registry", "gateway/verify", "dnsserver", "tunnel", "tunnel/agent", "ratls", "ratls/simtdx"},

@@ -13,6 +13,7 @@ import (
 	"net/netip"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -249,12 +250,16 @@ func TestALimiterForgetsNobodyWhoStillHasToWait(t *testing.T) {
 // TestWhatWasVerifiedIsNotVerifiedAgainForAWhile counts what a refresh costs, and holds when it costs all of it.
 func TestWhatWasVerifiedIsNotVerifiedAgainForAWhile(t *testing.T) {
 	w := newWorld(t)
-	c, asked := newClock(), 0
-	c.now = c.now.Add(time.Minute)
-	faults := simtdx.Faults{}
+	c := newClock()
+	var asked atomic.Int64
+	var revoked atomic.Bool
+	good, bad := w.vendor.Getter(), w.vendor.Faulty(simtdx.Faults{RevokedMachine: w.host})
 	getter := ratls.GetterFunc(func(ctx context.Context, url string) (http.Header, []byte, error) {
-		asked++
-		return w.vendor.Faulty(faults).Get(ctx, url)
+		asked.Add(1)
+		if revoked.Load() {
+			return bad.Get(ctx, url)
+		}
+		return good.Get(ctx, url)
 	})
 	verifier := must(ratls.NewVerifier(ratls.VerifierConfig{Root: w.vendor.Root(), Getter: getter}))(t)
 	at := w.serve(t, func(s *enroll.Config) { s.Now, s.Verifier = c.Now, verifier })
@@ -263,14 +268,14 @@ func TestWhatWasVerifiedIsNotVerifiedAgainForAWhile(t *testing.T) {
 	if a := register(t, at, cert, body(key)); a.status != http.StatusOK {
 		t.Fatal(a.body)
 	}
-	before := asked
+	before := asked.Load()
 	for range 3 {
 		w.unchanged(t, func() answer { return register(t, at, cert, body(key)) }, http.StatusOK, "client_ip")
 	}
-	if asked != before {
-		t.Errorf("%d refreshes asked for collateral %d times", 3, asked-before)
+	if now := asked.Load(); now != before {
+		t.Errorf("three refreshes asked for collateral %d times", now-before)
 	}
-	faults = simtdx.Faults{RevokedMachine: w.host}
+	revoked.Store(true)
 	w.unchanged(t, func() answer { return register(t, at, cert, body(newKey())) }, http.StatusBadRequest, "invalid quote: pck-revocation") // a new key is no refresh
 	w.unchanged(t, func() answer { return register(t, at, cert, body(key)) }, http.StatusOK, "client_ip")
 	c.add(enroll.VerdictLife + time.Second)
