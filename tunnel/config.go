@@ -39,6 +39,8 @@ type Config struct {
 	// Inbound lets peers open connections to this end, as a CVM needs. Without it Listen refuses, and the netstack and
 	// TUN devices drop everything but answers. A kernel device can't filter: its owner's firewall must.
 	Inbound bool
+	// InboundPorts are the TCP ports that Inbound opens; nil is everything, UDP and ICMP too. A kernel device opens everything.
+	InboundPorts []uint16
 	// HandshakeInterval is how often Run reads the handshakes; 0 is DefaultHandshakeInterval.
 	HandshakeInterval time.Duration
 	// Logger may be nil.

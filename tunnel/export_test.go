@@ -12,6 +12,7 @@ var (
 	UAPISet   = uapiSet
 	NewBind   = func(a netip.Addr) conn.Bind { return newBind(a) }
 	Solicited = solicited
+	Invited   = invited
 )
 
 // Message is the message of a change.

@@ -1,7 +1,9 @@
 package tunnel
 
 import (
+	"encoding/binary"
 	"net/netip"
+	"slices"
 
 	"golang.zx2c4.com/wireguard/tun"
 )
@@ -12,18 +14,19 @@ import (
 type filtered struct {
 	tun.Device
 	local netip.Addr
-	// open lets everything pass.
-	open bool
+	// open lets peers ask too: what they like, or with ports only to open TCP connections to those.
+	open  bool
+	ports []uint16
 }
 
 // Write implements tun.Device.
 func (f *filtered) Write(bufs [][]byte, offset int) (int, error) {
-	if f.open {
+	if f.open && f.ports == nil {
 		return f.Device.Write(bufs, offset)
 	}
 	kept := bufs[:0] // the slice is the caller's to give away, wireguard-go resets it after the call
 	for _, b := range bufs {
-		if solicited(b[offset:], f.local) {
+		if solicited(b[offset:], f.local) || f.open && invited(b[offset:], f.local, f.ports) {
 			kept = append(kept, b)
 		}
 	}
@@ -42,13 +45,15 @@ const (
 	protoTCP    = 6
 	protoICMPv6 = 58
 
-	ipv4Head  = 20
-	ipv6Head  = 40
-	tcpHead   = 20
-	tcpFlags  = 13
-	flagSYN   = 0x02
-	flagACK   = 0x10
-	icmpFirst = 8 // octets before the quoted packet
+	ipv4Head = 20
+	ipv6Head = 40
+	tcpHead  = 20
+
+	tcpDestination = 2
+	tcpFlags       = 13
+	flagSYN        = 0x02
+	flagACK        = 0x10
+	icmpFirst      = 8 // octets before the quoted packet
 )
 
 // solicited reports whether packet may reach local without an invitation having been looked up: a TCP segment that is
@@ -70,6 +75,13 @@ func solicited(packet []byte, local netip.Addr) bool {
 		return len(payload) >= icmpFirst && payload[0] < 128
 	}
 	return false
+}
+
+// invited reports whether packet is a TCP segment for one of the ports of local.
+func invited(packet []byte, local netip.Addr, ports []uint16) bool {
+	dst, proto, payload, ok := splitIP(packet)
+	return ok && dst == local && proto == protoTCP && len(payload) >= tcpHead &&
+		slices.Contains(ports, binary.BigEndian.Uint16(payload[tcpDestination:]))
 }
 
 // splitIP returns the destination, the protocol and the payload of an unfragmented packet. Extension headers of IPv6

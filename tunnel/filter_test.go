@@ -1,6 +1,7 @@
 package tunnel_test
 
 import (
+	"encoding/binary"
 	"net/netip"
 	"testing"
 
@@ -85,6 +86,37 @@ func TestOnlyAnswersPassTheFilter(t *testing.T) {
 		{"empty", nil, local4, false},
 	} {
 		if got := tunnel.Solicited(tc.packet, tc.local); got != tc.want {
+			t.Errorf("%s: passes %v, want %v", tc.name, got, tc.want)
+		}
+	}
+}
+
+// to is a segment for a port.
+func to(port uint16, flags byte) []byte {
+	b := segment(flags)
+	binary.BigEndian.PutUint16(b[2:], port)
+	return b
+}
+
+func TestInvitedAreSegmentsForTheOpenPorts(t *testing.T) {
+	const syn, ack = 2, 16
+	ports := []uint16{80, 8091}
+	for _, tc := range []struct {
+		name   string
+		packet []byte
+		want   bool
+	}{
+		{"SYN for an open port", packet(local4, 6, to(80, syn), nil), true},
+		{"data for the other", packet(local4, 6, to(8091, ack), nil), true},
+		{"SYN for another port", packet(local4, 6, to(22, syn), nil), false},
+		{"port in the wrong octet order", packet(local4, 6, to(80<<8, syn), nil), false},
+		{"UDP for an open port", packet(local4, 17, to(80, 0), nil), false},
+		{"for another host", packet(netip.MustParseAddr("10.0.0.9"), 6, to(80, syn), nil), false},
+		{"fragment", packet(local4, 6, to(80, syn), func(h []byte) { h[6] = 0x20 }), false},
+		{"cut", packet(local4, 6, to(80, syn)[:19], nil), false},
+		{"empty", nil, false},
+	} {
+		if got := tunnel.Invited(tc.packet, local4, ports); got != tc.want {
 			t.Errorf("%s: passes %v, want %v", tc.name, got, tc.want)
 		}
 	}

@@ -28,8 +28,8 @@ func openKernel(cfg *Config) (platform, error) {
 	if err := d.address(cfg.MTU); err != nil {
 		return nil, errors.Join(err, d.close())
 	}
-	if !cfg.Inbound {
-		cfg.Logger.Warn("a kernel device can't keep peers from opening connections to this host, the firewall must",
+	if !cfg.Inbound || cfg.InboundPorts != nil {
+		cfg.Logger.Warn("a kernel device can't keep peers from opening connections to this host, the firewall must", "open", cfg.InboundPorts,
 			"example", fmt.Sprintf("nft add rule inet filter input iifname %s ct state new drop", cfg.Name))
 	}
 	return d, nil

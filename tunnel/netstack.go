@@ -301,7 +301,7 @@ func openNetstack(cfg *Config) (platform, error) {
 	if err != nil {
 		return nil, err
 	}
-	u := newUserspace(&filtered{Device: t, local: cfg.Address.Addr(), open: cfg.Inbound}, cfg)
+	u := newUserspace(&filtered{Device: t, local: cfg.Address.Addr(), open: cfg.Inbound, ports: cfg.InboundPorts}, cfg)
 	return &netDevice{userspace: u, inProcess: inProcess{u.device}, tun: t}, nil
 }
 

@@ -258,6 +258,13 @@ func (t *Tunnel) ListenAddr() netip.AddrPort { return t.listen }
 // Device says which device the tunnel runs on and, where it was chosen, why not on a better one.
 func (t *Tunnel) Device() string { return t.described }
 
+// OnHost reports whether the tunnel is an interface of this host, so that programs of the host are reached through it. Otherwise
+// it ends in this process.
+func (t *Tunnel) OnHost() bool {
+	_, inProcess := t.device.(*netDevice)
+	return !inProcess
+}
+
 // DialContext connects to a peer. The network is tcp, tcp4 or tcp6, the address an IP literal with a port: nothing is
 // resolved, and an address that no peer has is ErrNoPeer at once, so that nothing leaves by another interface.
 // A refused connection satisfies errors.Is(err, syscall.ECONNREFUSED) on every device. The connection has a CloseWrite

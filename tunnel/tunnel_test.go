@@ -138,6 +138,26 @@ func exchange(ctx context.Context, tun *tunnel.Tunnel, to, text string) (string,
 	return string(b), err
 }
 
+func TestOnlyTheInboundPortsAreOpen(t *testing.T) {
+	gw := openGateway(t)
+	cvm := open(t, tunnel.Config{Address: netip.MustParsePrefix("10.0.0.2/32"), Inbound: true, InboundPorts: []uint16{8080}})
+	reconcile(t, gw, peer(cvm))
+	connect(t, cvm, gw)
+	serveEcho(t, cvm, 8080, "app:")
+	serveEcho(t, cvm, 8081, "private:")
+	if got, err := exchange(t.Context(), gw, "10.0.0.2:8080", "hi"); err != nil || got != "app:hi" {
+		t.Errorf("%q, %v", got, err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	defer cancel()
+	if got, err := exchange(ctx, gw, "10.0.0.2:8081", "hi"); err == nil || errors.Is(err, syscall.ECONNREFUSED) {
+		t.Errorf("a port that is not open: %q, %v; want silence", got, err)
+	}
+	if cvm.OnHost() {
+		t.Error("a tunnel in this process is said to be an interface of the host")
+	}
+}
+
 func TestTunnelsCarryTCPBothWays(t *testing.T) {
 	for _, tc := range []struct{ name, gateway, cvm string }{
 		{"IPv4", "10.0.0.1/24", "10.0.0.2/32"},

@@ -21,6 +21,9 @@ type Config struct {
 	// TLS holds this CVM's certificate and decides whether the gateway is trusted. It is not changed; the protocol and,
 	// where it is empty, the server name are filled in for each connection.
 	TLS *tls.Config
+	// Trust judges the gateway once the TLS handshake is complete, before anything is sent to it: a verdict that takes
+	// longer than a handshake may, as that on a quote whose collateral has to be fetched. It may be nil: then TLS decides.
+	Trust func(context.Context, tls.ConnectionState) error
 	// Fallback returns a certificate that carries a quote, for gateways that ask for one. It may be nil.
 	Fallback func(context.Context) (*tls.Certificate, error)
 	// PrivateKey is the WireGuard key of this CVM.
@@ -38,6 +41,8 @@ type Config struct {
 	Serve func(ctx context.Context, t *tunnel.Tunnel) error
 	// Status is told every attempt of Run. It may be nil; it must not block.
 	Status func(Status)
+	// Turn is called at every turn of Run: each Timing.Poll, or after an attempt that took longer. It may be nil.
+	Turn func()
 	// Timing is the pace of Run.
 	Timing Timing
 	// Resolve returns the addresses of an endpoint's name; nil asks the system.
@@ -101,6 +106,9 @@ func New(cfg Config) (*Agent, error) {
 	if a.cfg.Logger == nil {
 		a.cfg.Logger = slog.New(slog.DiscardHandler)
 	}
+	if a.cfg.Turn == nil {
+		a.cfg.Turn = func() {}
+	}
 	return a, nil
 }
 
@@ -108,7 +116,7 @@ func New(cfg Config) (*Agent, error) {
 // registration that fails is reported to Status and tried again. The errors it returns are those of Serve.
 func (a *Agent) Run(ctx context.Context) error {
 	l := newLink(&a.cfg)
-	return loop(ctx, a.cfg.Timing.withDefaults(), a.Register, l, a.report)
+	return loop(ctx, a.cfg.Timing.withDefaults(), a.Register, l, a.report, a.cfg.Turn)
 }
 
 func (a *Agent) report(s Status) {
@@ -136,7 +144,7 @@ type device interface {
 
 // loop is the clock and the hands of machine.
 func loop(
-	ctx context.Context, timing Timing, register func(context.Context) (Answer, error), d device, report func(Status),
+	ctx context.Context, timing Timing, register func(context.Context) (Answer, error), d device, report func(Status), turn func(),
 ) (err error) {
 	defer func() { err = errors.Join(err, d.close()) }()
 	m := machine{timing: timing}
@@ -156,6 +164,7 @@ func loop(
 			m = m.done(now, act, s.Err == nil)
 			report(s)
 		}
+		turn()
 		select {
 		case <-ctx.Done():
 			return nil

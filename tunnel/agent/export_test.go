@@ -50,7 +50,7 @@ func (f *Fake) close() error {
 func Loop(
 	ctx context.Context, timing Timing, register func(context.Context) (Answer, error), f *Fake, report func(Status),
 ) error {
-	return loop(ctx, timing.withDefaults(), register, f, report)
+	return loop(ctx, timing.withDefaults(), register, f, report, func() {})
 }
 
 // Machine is the refresh machine with dstack's durations.

@@ -140,6 +140,11 @@ func (a *Agent) attempt(ctx context.Context, t target, cert *tls.Certificate) (A
 	defer c.Close()
 	stop := context.AfterFunc(ctx, func() { c.NetConn().Close() }) // a context may end before its deadline
 	defer stop()
+	if a.cfg.Trust != nil {
+		if err := a.cfg.Trust(ctx, c.ConnectionState()); err != nil {
+			return Answer{}, fmt.Errorf("trust %s: %w", t.addr, err)
+		}
+	}
 	body, err := a.request(ctx, c)
 	if err != nil {
 		return Answer{}, err

@@ -366,3 +366,25 @@ func TestNewReportsAllFaults(t *testing.T) {
 		}
 	}
 }
+
+func TestNothingIsSentToAGatewayThatIsNotTrusted(t *testing.T) {
+	asked := false
+	gw := gateway(t, func(w http.ResponseWriter, _ *http.Request) {
+		asked = true
+		io.WriteString(w, answer("10.0.0.2"))
+	})
+	for _, verdict := range []error{errors.New("it is another app"), nil} {
+		got, err := register(t, agent.Config{
+			URLs: []string{gw.URL}, TLS: &tls.Config{InsecureSkipVerify: true},
+			Trust: func(_ context.Context, state tls.ConnectionState) error {
+				if len(state.PeerCertificates) != 1 || !state.HandshakeComplete {
+					t.Errorf("judged %d certificates, handshake complete: %t", len(state.PeerCertificates), state.HandshakeComplete)
+				}
+				return verdict
+			},
+		})
+		if !errors.Is(err, verdict) || asked != (verdict == nil) || got.Address.IsValid() != (verdict == nil) {
+			t.Errorf("verdict %v: asked %t, %+v, %v", verdict, asked, got, err)
+		}
+	}
+}

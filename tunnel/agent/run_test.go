@@ -113,6 +113,7 @@ func TestRunJoinsAGatewayAndFollowsIt(t *testing.T) {
 	gw := newNode(t, "10.0.0.2")
 	gw.name = "gw.example"
 	var resolved []string
+	turns := 0
 	a := newAgent(t, agent.Config{
 		URLs: []string{gw.URL}, TLS: trusting(t, gw.Server), Serve: serveApp,
 		Tunnel: tunnel.Config{Device: "netstack", Listen: netip.MustParseAddrPort("127.0.0.1:0")},
@@ -121,6 +122,7 @@ func TestRunJoinsAGatewayAndFollowsIt(t *testing.T) {
 			resolved = append(resolved, host)
 			return []netip.Addr{netip.MustParseAddr("2001:db8::1"), netip.MustParseAddr("127.0.0.1")}, nil
 		},
+		Turn: func() { turns++ },
 	})
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error)
@@ -141,6 +143,9 @@ func TestRunJoinsAGatewayAndFollowsIt(t *testing.T) {
 	}
 	gw.mu.Lock() // a request that was given up may still be served
 	defer gw.mu.Unlock()
+	if turns < 2 {
+		t.Errorf("%d turns", turns)
+	}
 	// Answers that changed nothing resolved nothing.
 	if want := []string{"gw.example", "gw.example"}; !cmp.Equal(want, resolved) || gw.asked < 2 {
 		t.Errorf("resolved %v in %d registrations, want %v", resolved, gw.asked, want)
