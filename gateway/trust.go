@@ -6,10 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"net/http"
 	"os"
 	"path/filepath"
-	"strings"
 
 	"dstack.host/gateway/config"
 	"dstack.host/ratls"
@@ -57,7 +55,7 @@ func openTrust(c config.Config) (Trust, error) {
 	if err != nil {
 		return Trust{}, err
 	}
-	getter := ratls.NewCache(ratls.CacheConfig{Getter: throughPCCS(ratls.NewHTTPGetter(nil), a.PCCS)})
+	getter := ratls.NewCache(ratls.CacheConfig{Getter: ratls.ThroughPCCS(ratls.NewHTTPGetter(nil), a.PCCS)})
 	verifier, err := ratls.NewVerifier(ratls.VerifierConfig{Getter: getter, Policy: Policy(c)})
 	return Trust{Platform: platform, Verifier: verifier}, err
 }
@@ -69,19 +67,6 @@ func Policy(c config.Config) ratls.Policy {
 		AcceptedTCB: a.AcceptedTCB, MinEvaluationDataNumber: uint32(a.MinEvaluationDataNumber),
 		MaxCollateralAge: a.MaxCollateralAge, AllowDebug: a.AllowDebug,
 	}
-}
-
-// intelPCS is the service whose URLs collateral is known by.
-const intelPCS = "https://api.trustedservices.intel.com"
-
-// throughPCCS asks base for everything that belongs to Intel's service.
-func throughPCCS(getter ratls.Getter, base string) ratls.Getter {
-	return ratls.GetterFunc(func(ctx context.Context, url string) (http.Header, []byte, error) {
-		if path, ok := strings.CutPrefix(url, intelPCS+"/"); ok {
-			url = strings.TrimSuffix(base, "/") + "/" + path
-		}
-		return getter.Get(ctx, url)
-	})
 }
 
 // simulatedCompose is what a simulated gateway measures as its own app-compose.json.

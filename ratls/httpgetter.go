@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"strings"
 	"time"
 )
 
@@ -52,5 +53,21 @@ func NewHTTPGetter(client *http.Client) Getter {
 			return nil, nil, fmt.Errorf("answer has more than %d bytes", maxAnswer)
 		}
 		return response.Header, body, nil
+	})
+}
+
+// intelPCS is the service whose URLs collateral is known by.
+const intelPCS = "https://api.trustedservices.intel.com"
+
+// ThroughPCCS asks a caching service at base for everything that belongs to Intel's; "" is Intel's itself.
+func ThroughPCCS(getter Getter, base string) Getter {
+	if base == "" {
+		return getter
+	}
+	return GetterFunc(func(ctx context.Context, url string) (http.Header, []byte, error) {
+		if path, ok := strings.CutPrefix(url, intelPCS+"/"); ok {
+			url = strings.TrimSuffix(base, "/") + "/" + path
+		}
+		return getter.Get(ctx, url)
 	})
 }

@@ -21,6 +21,7 @@ var layers = map[string][]string{
 	"tunnel":                     nil,
 	"tunnel/agent":               {"tunnel"},
 	"ratls":                      nil,
+	"ratls/guestagent":           {"ratls"},
 	"ratls/simtdx":               {"ratls"},
 	"gateway/config":             {"dnsserver", "ratls"},
 	"gateway/web":                nil,
