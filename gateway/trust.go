@@ -53,7 +53,7 @@ func openTrust(c config.Config) (Trust, error) {
 	a := c.Attestation
 	platform, err := ratls.OpenTDX(ratls.TDXOptions{EventLog: a.EventLog, AppCompose: a.AppCompose, VMConfig: a.VMConfig})
 	if err != nil {
-		return Trust{}, err
+		return Trust{}, fmt.Errorf(`%w, or set attestation.kind = "simulated-tdx", which proves nothing about hardware and says so everywhere`, err)
 	}
 	getter := ratls.NewCache(ratls.CacheConfig{Getter: ratls.ThroughPCCS(ratls.NewHTTPGetter(nil), a.PCCS)})
 	verifier, err := ratls.NewVerifier(ratls.VerifierConfig{Getter: getter, Policy: Policy(c)})

@@ -31,11 +31,9 @@ type TDXOptions struct {
 // tdxProvider is what Linux calls TDX guests in configfs-tsm.
 const tdxProvider = "tdx_guest"
 
-// errNoHardware tells how to go on without hardware.
-const errNoHardware = `this machine offers no TDX quotes (%w): run inside a TDX guest with Linux 6.7 or newer and configfs mounted, or set attestation.kind = "simulated-tdx", which proves nothing about hardware and says so everywhere`
+const errNoHardware = "this machine offers no TDX quotes through configfs-tsm (%w): run inside a TDX guest with Linux 6.7 or newer and configfs mounted"
 
-// OpenTDX opens the TDX guest that this process runs in, through the kernel's configfs-tsm. Without one the error names the
-// setting that does without.
+// OpenTDX opens the TDX guest that this process runs in, through the kernel's configfs-tsm.
 func OpenTDX(o TDXOptions) (Platform, error) {
 	client, err := linuxtsm.MakeClient()
 	if err != nil {
