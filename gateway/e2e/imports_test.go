@@ -37,7 +37,8 @@ var layers = map[string][]string{
 	"gateway/explorer":           {"gateway/registry", "gateway/verify", "gateway/web", "ratls"},
 	"gateway/verify":             {"gateway/registry", "dnsserver", "ratls"},
 	"gateway/demo":               {"gateway", "gateway/config", "gateway/registry", "gateway/verify", "dnsserver", "tunnel", "tunnel/agent", "ratls", "ratls/simtdx"},
-	"gateway/cmd/dstack-gateway": {"gateway", "gateway/config", "gateway/demo", "gateway/explorer", "gateway/verify", "ratls"},
+	"gateway/join":               {"tunnel", "tunnel/agent", "ratls", "ratls/guestagent", "ratls/simtdx"},
+	"gateway/cmd/dstack-gateway": {"gateway", "gateway/config", "gateway/demo", "gateway/explorer", "gateway/join", "gateway/verify", "tunnel", "ratls", "ratls/guestagent"},
 	"gateway/e2e":                {"gateway/demo"},
 }
 

@@ -37,7 +37,7 @@ addresses by content, and proves at /.well-known/attestation what runs on both s
 	c.SetOut(out)
 	c.SetErr(errs)
 	c.CompletionOptions.HiddenDefaultCmd = true
-	c.AddCommand(serveCommand(), checkConfigCommand(), demoCommand(), verifyCommand(), explorerCommand())
+	c.AddCommand(serveCommand(), checkConfigCommand(), demoCommand(), joinCommand(), verifyCommand(), explorerCommand())
 	return c
 }
 

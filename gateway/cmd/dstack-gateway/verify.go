@@ -166,7 +166,7 @@ func coloured(w io.Writer) bool {
 	return err == nil && info.Mode()&os.ModeCharDevice != 0
 }
 
-// options are what is accepted. Faults of a policy go to standard error, a line each.
+// options are what is accepted.
 func (f *verifyFlags) options(cmd *cobra.Command) (verify.Options, error) {
 	o := verify.Options{FreshApp: f.freshApp, RequireDNS: f.requireDNS, DNSSEC: f.dnssec}
 	for _, text := range f.resolvers {
@@ -177,13 +177,9 @@ func (f *verifyFlags) options(cmd *cobra.Command) (verify.Options, error) {
 		o.Resolvers = append(o.Resolvers, resolver)
 	}
 	if f.ca != "" {
-		text, err := os.ReadFile(f.ca)
-		if err != nil {
+		var err error
+		if o.CAs, err = readCAs(f.ca); err != nil {
 			return o, err
-		}
-		o.CAs = x509.NewCertPool()
-		if !o.CAs.AppendCertsFromPEM(text) {
-			return o, fmt.Errorf("--ca %s: holds no certificate in PEM", f.ca)
 		}
 	}
 	if f.simulated != "" {
@@ -196,13 +192,32 @@ func (f *verifyFlags) options(cmd *cobra.Command) (verify.Options, error) {
 	if f.policy == "" {
 		return o, nil
 	}
-	policy, err := config.LoadPolicy(f.policy)
-	if faults, ok := errors.AsType[config.Faults](err); ok {
-		fmt.Fprintln(cmd.ErrOrStderr(), faults)
-		return o, exit(exitError)
-	}
+	policy, err := readPolicy(cmd, f.policy)
 	o.Chain = policy.Chain(o.Chain)
 	return o, err
+}
+
+// readPolicy reads the file of --policy. Its faults go to standard error, a line each.
+func readPolicy(cmd *cobra.Command, file string) (config.Policy, error) {
+	policy, err := config.LoadPolicy(file)
+	if faults, ok := errors.AsType[config.Faults](err); ok {
+		fmt.Fprintln(cmd.ErrOrStderr(), faults)
+		return policy, exit(exitError)
+	}
+	return policy, err
+}
+
+// readCAs reads the file of --ca.
+func readCAs(file string) (*x509.CertPool, error) {
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return nil, err
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(text) {
+		return nil, fmt.Errorf("--ca %s: holds no certificate in PEM", file)
+	}
+	return pool, nil
 }
 
 func readRoot(file string) (*x509.Certificate, error) {

@@ -1,0 +1,160 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"dstack.host/gateway/demo"
+)
+
+// gatewayApp is the app id of simulated gateways.
+const gatewayApp = "79aafb8e14b2417dc58165c9fc710693fd71f2b3"
+
+func TestJoinTellsWhatIsMissing(t *testing.T) {
+	t.Setenv("DSTACK_AGENT_ADDRESS", "")
+	wrong := write(t, "[gateway]\nkey_provider = 1\n")
+	loose := write(t, "max_age = \"2h\"\n")
+	const url, nowhere = " https://127.0.0.1:1", " --socket none --agent none"
+	trusted := " --gateway-app " + gatewayApp
+	for _, row := range []struct {
+		name, args string
+		code       int
+		out, errs  string
+	}{
+		{"help", "join --help", 0, "Exit status: 0 when", ""},
+		{"nothing said", "join", 2, "", "Missing gateway urls"},
+		{"nothing said: every fault at once", "join", 2, "", "nothing could be reached"},
+		{"nobody trusted", "join --to 3000" + url, 2, "", "no gateway is trusted"},
+		{"a policy that pins nothing", "join --to 3000 --policy " + loose + url, 2, "", "no gateway is trusted"},
+		{"faults of a policy", "join --to 3000 --policy " + wrong + url, 2, "", "gateway.toml:2: gateway.key_provider"},
+		{"no CA", "join --to 3000 --ca /nonexistent" + url, 2, "", "no such file"},
+		{"a CA without a certificate", "join --to 3000 --ca " + wrong + url, 2, "", "no certificate in PEM"},
+		{"no app id", "join --to 3000 --gateway-app any" + url, 2, "", `"any" is not an app id`},
+		{"nothing reachable", "join" + trusted + url, 2, "", "nothing could be reached"},
+		{"no such port", "join --port 65536" + trusted + url, 2, "", "no port from 1 to 65535"},
+		{"no such target", "join --to app" + trusted + url, 2, "", "want [PORT=]HOST:PORT"},
+		{"no TLS", "join --to 3000" + trusted + " http://127.0.0.1:1", 2, "", "want https://"},
+		{"no address", "join --to 3000 --listen 51820" + trusted + url, 2, "", "--listen"},
+		{"no such level", "join --to 3000 --log-level loud" + trusted + url, 2, "", "loud"},
+		{"no hardware", "join --to 3000" + nowhere + trusted + url, 1, "", "configfs-tsm"},
+		{"no authority", "join --to 3000 --simulated /nonexistent" + nowhere + trusted + url, 1, "", "no such file"},
+		{"no guest agent", "join --to 3000 --agent /nonexistent --socket none" + trusted + url, 1, "", "guest agent: Info"},
+		{"health of nobody", "join --health --socket /nonexistent", 1, "", "no join answers at /nonexistent"},
+		{"health of a URL", "join --health" + url, 2, "", "takes no URL"},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			if row.name == "no hardware" {
+				if _, err := os.Stat("/sys/kernel/config/tsm/report"); err == nil {
+					t.Skip("there is hardware")
+				}
+			}
+			out, errs, code := program(t, strings.Fields(row.args)...)
+			if code != row.code || !strings.Contains(out, row.out) || !strings.Contains(errs, row.errs) {
+				t.Errorf("exit %d\n%s\n%s\nwant %d, %q and %q", code, out, errs, row.code, row.out, row.errs)
+			}
+			if strings.Contains(errs, "goroutine ") {
+				t.Error("it panicked")
+			}
+		})
+	}
+}
+
+// begin starts the program and returns what it prints until a line that has what.
+func begin(t *testing.T, c *exec.Cmd, what string) (printed string, end func() int) {
+	t.Helper()
+	c.Env = append(os.Environ(), asProgram+"=1")
+	out, err := c.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var errs strings.Builder
+	c.Stderr = &errs
+	if err := c.Start(); err != nil {
+		t.Fatal(err)
+	}
+	ended := false
+	end = func() int {
+		if !ended {
+			ended = true
+			_ = c.Process.Signal(syscall.SIGTERM)
+			_, _ = io.Copy(io.Discard, out)
+			_ = c.Wait()
+		}
+		return c.ProcessState.ExitCode()
+	}
+	late := time.AfterFunc(60*time.Second, func() { _ = c.Process.Kill() })
+	t.Cleanup(func() {
+		late.Stop()
+		end()
+		if t.Failed() {
+			t.Logf("%v:\n%s", c.Args, errs.String())
+		}
+	})
+	for lines := bufio.NewScanner(out); lines.Scan(); {
+		printed += lines.Text() + "\n"
+		if strings.Contains(lines.Text(), what) {
+			return printed, end
+		}
+	}
+	end()
+	t.Fatalf("%v ended with %d:\n%s\n%s", c.Args, c.ProcessState.ExitCode(), printed, errs.String())
+	return "", nil
+}
+
+func TestJoinPutsAnAppBesideTheDemos(t *testing.T) {
+	d, err := demo.Start(t.Context(), demo.Options{Base: demo.DefaultBase})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		d.Stop()
+		if err := d.Wait(); err != nil {
+			t.Error(err)
+		}
+	}()
+	web := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "my own app") }))
+	defer web.Close()
+	dir, err := os.MkdirTemp("", "join-") // of a test: too long for a socket
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = os.RemoveAll(dir) }()
+	socket := filepath.Join(dir, "s")
+	join := exec.CommandContext(t.Context(), os.Args[0], "join", "--simulated", filepath.Join(d.Dir(), "simulated-tdx.pem"), "--gateway-app", gatewayApp,
+		"--to", web.Listener.Addr().String(), "--device", "netstack", "--socket", socket, "https://"+d.Gateway().EnrollAddr().String())
+	printed, end := begin(t, join, "Ctrl-C leaves")
+	url := regexp.MustCompile(`https://\S+`).FindString(printed)
+	if url == "" || !strings.Contains(printed, "SIMULATED") {
+		t.Fatalf("printed\n%s", printed)
+	}
+	if out, errs, code := program(t, "join", "--health", "--socket", socket); code != 0 || !strings.HasPrefix(out, "healthy: ") {
+		t.Errorf("health: exit %d\n%s%s", code, out, errs)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	for body := ""; body != "my own app"; { // the gateway looks for handshakes a few times a second
+		if body, err = d.Get(ctx, url, false); ctx.Err() != nil {
+			t.Fatalf("%s: %q %v", url, body, err)
+		}
+	}
+	if out, errs, code := program(t, "verify", "--ca", d.CAFile(), "--simulated-root", d.RootFile(), "--resolver", d.Gateway().DNSAddr().String(), "--fresh-app", url); code != 0 {
+		t.Errorf("verify: exit %d\n%s%s", code, out, errs)
+	}
+	if code := end(); code != 0 {
+		t.Errorf("told to stop, it ended with %d", code)
+	}
+	if out, _, code := program(t, "join", "--health", "--socket", socket); code != 1 || out != "" {
+		t.Errorf("health after the end: exit %d, %s", code, out)
+	}
+}
