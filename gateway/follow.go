@@ -2,29 +2,47 @@ package gateway
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/netip"
 	"slices"
 	"time"
+
+	"golang.org/x/time/rate"
 
 	"dstack.host/dnsserver"
 	"dstack.host/gateway/registry"
 	"dstack.host/tunnel"
 )
 
-// retryInterval is how soon a difference that could not be applied is tried again.
-const retryInterval = 2 * time.Second
+// How soon a difference that could not be applied is tried again: at first, and at the latest when it stays.
+const (
+	retryInterval = 2 * time.Second
+	retryMost     = time.Minute
+)
 
 // follow applies every change of the registry and of the certificates to the tunnel and the zones, until ctx ends.
 func (g *Gateway) follow(ctx context.Context) error {
+	wait, told := retryInterval, rate.NewLimiter(rate.Every(10*time.Second), 3)
 	for {
 		registered, certified := g.registry.Changed(), g.certs.Changed()
 		var again <-chan time.Time
 		if snapshot := g.registry.Snapshot(); snapshot.Loaded() {
-			if err := g.apply(ctx, snapshot); err != nil && ctx.Err() == nil {
-				g.log.Error("the state could not be applied; trying again", "error", err, "after", retryInterval)
-				again = time.After(retryInterval)
+			err := g.apply(ctx, snapshot)
+			switch {
+			case ctx.Err() != nil:
+				return nil
+			case err == nil:
+				wait = retryInterval
+			default:
+				level := slog.LevelDebug
+				if told.Allow() {
+					level = slog.LevelError
+				}
+				g.log.Log(ctx, level, "the state could not be applied in full; trying again", "error", fmt.Sprintf("%.1000v", err), "after", wait)
+				again, wait = time.After(wait), min(2*wait, retryMost)
 			}
 		}
 		select {
@@ -37,17 +55,52 @@ func (g *Gateway) follow(ctx context.Context) error {
 	}
 }
 
-// apply makes tunnel and zones what the snapshot says. The names come last: who can resolve an app finds its peer there.
+// apply makes tunnel and zones what the snapshot says. The names come last: who can resolve an app finds its peer there. An
+// instance that the tunnel can't take as a peer keeps nobody else out, and has no name until it registers what can be: another
+// key than this node's own, or, where this node has got its address, anything at all, for which the registry gives it another one.
 func (g *Gateway) apply(ctx context.Context, snapshot *registry.Snapshot) error {
-	if err := g.tunnel.Reconcile(ctx, peers(snapshot)); err != nil {
-		return err
+	listed := listing{Snapshot: snapshot}
+	refused := g.tunnel.Reconcile(ctx, peers(snapshot))
+	if refused != nil {
+		listed.without = g.peerless(snapshot)
+		refused = fmt.Errorf("%d of %d instances have no peer and no name: %w", len(listed.without), snapshot.Len(), refused)
 	}
-	zones, err := g.zones(snapshot)
+	zones, err := g.zones(listed)
 	if err != nil {
-		return err
+		return errors.Join(refused, err)
 	}
 	g.dns.SetZones(zones...)
-	return nil
+	return refused
+}
+
+// peerless are the instances that the tunnel does not have.
+func (g *Gateway) peerless(snapshot *registry.Snapshot) map[registry.InstanceID]bool {
+	without := map[registry.InstanceID]bool{}
+	for inst := range snapshot.Instances() {
+		if !g.tunnel.Has(inst.Key, inst.Addr) {
+			without[inst.ID] = true
+		}
+	}
+	return without
+}
+
+// listing is what names are made of: a snapshot, without some instances.
+type listing struct {
+	*registry.Snapshot
+	without map[registry.InstanceID]bool
+}
+
+// resolve returns the instances that a label names.
+func (l listing) resolve(label string) []*registry.Instance {
+	name, err := registry.ParseLabel(label)
+	if err != nil {
+		return nil
+	}
+	all := l.Resolve(name)
+	if len(l.without) == 0 {
+		return all
+	}
+	return slices.DeleteFunc(slices.Clone(all), func(inst *registry.Instance) bool { return l.without[inst.ID] })
 }
 
 // keepalive holds the way through a NAT open (dstack 0.6 gateway/templates/wg.conf).

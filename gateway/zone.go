@@ -23,15 +23,15 @@ func (g *Gateway) openZones() error {
 		}
 		g.static = append(g.static, zone)
 	}
-	_, err := g.zones(new(registry.Snapshot))
+	_, err := g.zones(listing{Snapshot: new(registry.Snapshot)})
 	return err
 }
 
 // zones are everything that the DNS server says.
-func (g *Gateway) zones(snapshot *registry.Snapshot) ([]*dnsserver.Zone, error) {
+func (g *Gateway) zones(listed listing) ([]*dnsserver.Zone, error) {
 	zones := make([]*dnsserver.Zone, len(g.static))
 	for i, static := range g.static {
-		zone, err := dnsserver.NewZone(g.zone(static, snapshot))
+		zone, err := dnsserver.NewZone(g.zone(static, listed))
 		if err != nil {
 			return nil, err
 		}
@@ -41,12 +41,12 @@ func (g *Gateway) zones(snapshot *registry.Snapshot) ([]*dnsserver.Zone, error) 
 }
 
 // zone adds to what the configuration says of a zone what is registered and certified.
-func (g *Gateway) zone(c dnsserver.ZoneConfig, snapshot *registry.Snapshot) dnsserver.ZoneConfig {
-	c.Serial = uint32(snapshot.Revision()) // RFC 1982 arithmetic wraps as the truncation does
-	c.Hosts = func(label string) bool { return len(resolve(snapshot, label)) > 0 }
+func (g *Gateway) zone(c dnsserver.ZoneConfig, listed listing) dnsserver.ZoneConfig {
+	c.Serial = uint32(listed.Revision()) // RFC 1982 arithmetic wraps as the truncation does
+	c.Hosts = func(label string) bool { return len(listed.resolve(label)) > 0 }
 	c.Canonical = registry.CanonicalLabel
 	c.Passthrough = passthrough
-	c.HostTXT = func(label string) []string { return g.facts(snapshot, label, c.Origin) }
+	c.HostTXT = func(label string) []string { return g.facts(listed, label, c.Origin) }
 	c.TXT = map[string][]string{}
 	if g.certs != nil { // else this is only a check of the configuration
 		c.Service = g.service(c.Origin)
@@ -55,7 +55,7 @@ func (g *Gateway) zone(c dnsserver.ZoneConfig, snapshot *registry.Snapshot) dnss
 		}
 	}
 	const challenge = "_acme-challenge"
-	if values := snapshot.Challenges()[challenge+"."+c.Origin]; len(values) > 0 {
+	if values := listed.Challenges()[challenge+"."+c.Origin]; len(values) > 0 {
 		c.TXT[challenge] = values
 	}
 	return c
@@ -81,21 +81,13 @@ func passthrough(label string) bool {
 	return err == nil && name.Passthrough
 }
 
-func resolve(snapshot *registry.Snapshot, label string) []*registry.Instance {
-	name, err := registry.ParseLabel(label)
-	if err != nil {
-		return nil
-	}
-	return snapshot.Resolve(name)
-}
-
 // maxComposes is how many compose hashes of one app DNS tells; the attestation document has all.
 const maxComposes = 4
 
 // facts is what DNS says of an app: which it is, the code that it runs, how many instances there are, and where all of
 // that is proved. It is a hint for people and monitors: the proof is the document.
-func (g *Gateway) facts(snapshot *registry.Snapshot, label, base string) []string {
-	instances := resolve(snapshot, label)
+func (g *Gateway) facts(listed listing, label, base string) []string {
+	instances := listed.resolve(label)
 	if len(instances) == 0 {
 		return nil
 	}

@@ -207,6 +207,9 @@ func TestReconcileLeavesOutWhatCannotBe(t *testing.T) {
 			t.Errorf("%s: got %v", want, err)
 		}
 		checkPeersOrFaults(t, gw, want, good)
+		if gw.Has(p.Key, p.Addr) || !gw.Has(good[0].Key, good[0].Addr) || gw.Has(good[0].Key, good[1].Addr) {
+			t.Errorf("%s: Has tells something else than the device", want)
+		}
 	}
 }
 

@@ -239,6 +239,12 @@ func (t *Tunnel) Handshake(key PublicKey) (time.Time, bool) {
 	return at, ok
 }
 
+// Has reports whether the device has a peer with this key and address. It takes no lock.
+func (t *Tunnel) Has(key PublicKey, addr netip.Addr) bool {
+	has, ok := t.addrs.Load(addr)
+	return ok && has == key
+}
+
 // Peers returns the peers of the device, ordered by address.
 func (t *Tunnel) Peers() []Peer {
 	t.mu.Lock()

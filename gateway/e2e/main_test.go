@@ -18,6 +18,7 @@ import (
 
 	"dstack.host/dnsserver"
 	"dstack.host/gateway/demo"
+	"dstack.host/gateway/registry"
 )
 
 // testLog shows a component's log lines with the test that caused them.
@@ -43,7 +44,10 @@ func leakless(t *testing.T) {
 // start runs a demo on free ports until the test ends.
 func start(t *testing.T, o demo.Options) *demo.Demo {
 	t.Helper()
-	o.Base, o.Program, o.Logger = demo.DefaultBase, "dstack-gateway", logger(t)
+	o.Base, o.Program = demo.DefaultBase, "dstack-gateway"
+	if o.Logger == nil {
+		o.Logger = logger(t)
+	}
 	d, err := demo.Start(t.Context(), o)
 	if err != nil {
 		t.Fatal(err)
@@ -64,12 +68,13 @@ func stop(t *testing.T, d *demo.Demo) {
 const nobody = "00000000000000000000000000000000deadbeef"
 
 // consistent holds every view of the state against every other: each registered app answers at all its names, over both
-// protocols; nobody else does; DNS, tunnel peers and registry agree; and the attestation verifies on the connection.
-func consistent(t *testing.T, d *demo.Demo) {
+// protocols; nobody else does; DNS, tunnel peers and registry agree; and the attestation verifies on the connection. The peerless are
+// instances that the tunnel can't take.
+func consistent(t *testing.T, d *demo.Demo, peerless ...registry.InstanceID) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
 	defer cancel()
-	peersAreInstances(t, d)
+	peersAreInstances(t, d, peerless...)
 	for _, app := range d.Apps() {
 		inst := d.Gateway().Snapshot().Instance(app.Instance)
 		if inst == nil {
@@ -98,11 +103,13 @@ func consistent(t *testing.T, d *demo.Demo) {
 	unknown(t, d, ctx)
 }
 
-func peersAreInstances(t *testing.T, d *demo.Demo) {
+func peersAreInstances(t *testing.T, d *demo.Demo, peerless ...registry.InstanceID) {
 	t.Helper()
 	var registered, tunneled []string
 	for inst := range d.Gateway().Snapshot().Instances() {
-		registered = append(registered, fmt.Sprint(inst.Key, " ", inst.Addr))
+		if !slices.Contains(peerless, inst.ID) {
+			registered = append(registered, fmt.Sprint(inst.Key, " ", inst.Addr))
+		}
 	}
 	for _, peer := range d.Gateway().Peers() {
 		tunneled = append(tunneled, fmt.Sprint(peer.Key, " ", peer.Addr))

@@ -2,6 +2,7 @@ package enroll_test
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"net/http"
 	"net/netip"
@@ -12,6 +13,7 @@ import (
 	"dstack.host/gateway/store"
 	"dstack.host/ratls"
 	"dstack.host/ratls/simtdx"
+	"dstack.host/tunnel"
 )
 
 // TestIdsOfOthers registers what the KMS, or a measured log, says is an instance of one app under the ids of another.
@@ -102,5 +104,34 @@ func TestWithoutEtcd(t *testing.T) {
 	}
 	if n := w.registry.Snapshot().Len(); n != 1 || w.registry.Snapshot().Instance(idOf(t, td).ID).Key != key {
 		t.Errorf("%d instances", n)
+	}
+}
+
+// TestTheKeyOfAGatewayIsRefused registers what every answer tells everybody: no tunnel takes a peer with its own key.
+func TestTheKeyOfAGatewayIsRefused(t *testing.T) {
+	w := newWorld(t)
+	w.resident(t)
+	other := newKey()
+	at := w.serve(t, func(c *enroll.Config) {
+		c.Nodes = func() []enroll.Node {
+			return []enroll.Node{{Server: c.Servers[0]}, {Server: enroll.TunnelServer{Key: other}}}
+		}
+	})
+	td := w.boot(t, simtdx.VM{AppCompose: "{}"})
+	guest := attested(t, td)
+	for name, row := range map[string]struct {
+		at   netip.AddrPort
+		cert tls.Certificate
+		key  tunnel.PublicKey
+	}{
+		"of this node":                {w.at, guest, gatewayKey},
+		"of this node, told as such":  {at, guest, gatewayKey},
+		"of another node":             {at, guest, other},
+		"by an app of the KMS":        {w.at, w.kms.guest(t, fromKMS(t, td)), gatewayKey},
+		"of another node, by the KMS": {at, w.kms.guest(t, fromKMS(t, td)), other},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w.unchanged(t, func() answer { return register(t, row.at, row.cert, body(row.key)) }, http.StatusBadRequest, "is the key of a gateway")
+		})
 	}
 }

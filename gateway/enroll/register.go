@@ -6,9 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 
 	"dstack.host/gateway/prpc"
 	"dstack.host/gateway/registry"
+	"dstack.host/tunnel"
 )
 
 // register finds out who is asking, reads and verifies everything that the request carries, then stores it.
@@ -36,6 +38,9 @@ func (s *Server) register(c *prpc.Call) (registry.Instance, error) {
 		if err != nil {
 			return none, refuse(reasonRequest, err)
 		}
+		if err := s.notOfGateway(req.Key); err != nil {
+			return none, err
+		}
 		if id.remembered && !s.refreshes(id, req) {
 			if id, err = s.identify(ctx, chain); err != nil {
 				return none, err
@@ -49,6 +54,20 @@ func (s *Server) register(c *prpc.Call) (registry.Instance, error) {
 		}
 		return s.save(ctx, id, req)
 	})
+}
+
+// notOfGateway refuses the key of a gateway, which everybody is told. WireGuard takes no peer with its own key.
+func (s *Server) notOfGateway(key tunnel.PublicKey) error {
+	servers := s.config.Servers
+	if s.config.Nodes != nil {
+		for _, node := range s.config.Nodes() {
+			servers = append(slices.Clip(servers), node.Server)
+		}
+	}
+	if slices.ContainsFunc(servers, func(server TunnelServer) bool { return server.Key == key }) {
+		return refuse(reasonKey, errors.New("client_public_key: is the key of a gateway"))
+	}
+	return nil
 }
 
 // chainOf is what the client showed, leaf first; nil without TLS.
