@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/miekg/dns"
@@ -215,4 +216,27 @@ func FuzzRespond(f *testing.F) {
 			t.Fatalf("%d octets, %v", len(out), err)
 		}
 	})
+}
+
+// Workers answer from the same zones at once: nothing of them is written to,
+// which the race detector sees.
+func TestRespondersShareZones(t *testing.T) {
+	t.Parallel()
+	zones := richZones(t)
+	var answering sync.WaitGroup
+	for range 3 {
+		answering.Go(func() {
+			responder := dnsserver.NewResponder(zones, dnsserver.TCP, dnsserver.Config{}, false)
+			for _, name := range kinds {
+				for _, qtype := range []uint16{dns.TypeA, dns.TypeAAAA, dns.TypeNS, dns.TypeSOA, dns.TypeTXT, dns.TypeCAA, dns.TypeMX, dns.TypeHTTPS, dns.TypeANY} {
+					packed, err := ask(name, qtype).Pack()
+					if err != nil {
+						t.Error(err)
+					}
+					responder.Respond(nil, packed)
+				}
+			}
+		})
+	}
+	answering.Wait()
 }

@@ -12,9 +12,12 @@ import (
 // 4.1.4), which is what almost every name of an answer ends like, and needs no
 // table of the names seen. It is reused from message to message.
 type packer struct {
-	out   []byte
-	name  string // of the question, "" when names can't be found in it
-	spare []byte // for one record
+	out  []byte
+	name string // of the question, "" when names can't be found in it
+
+	alone dns.Msg // of one record, only
+	only  [1]dns.RR
+	spare []byte // for alone, packed
 }
 
 // pack packs a message without OPT, with the question as it is given.
@@ -104,18 +107,19 @@ func (p *packer) data(rr dns.RR) error {
 	return p.other(rr)
 }
 
-// other has the library pack a record, and takes its data.
+// other has the library pack a record, and takes its data. It goes in a message
+// of its own: dns.PackRR writes to the record, which others are reading.
 func (p *packer) other(rr dns.RR) error {
-	if need := dns.Len(rr) + 1; len(p.spare) < need {
-		p.spare = make([]byte, need)
-	}
-	end, err := dns.PackRR(rr, p.spare, 0, nil, false)
+	p.only[0] = rr
+	p.alone.Answer = p.only[:]
+	packed, err := p.alone.PackBuffer(p.spare)
 	if err != nil {
 		return err
 	}
-	owner := parser{packet: p.spare[:end]}
+	p.spare = packed[:cap(packed)]
+	owner := parser{packet: packed, off: headerOctets}
 	owner.skipName()
-	p.out = append(p.out, p.spare[owner.off+fixedOctets:end]...)
+	p.out = append(p.out, packed[owner.off+fixedOctets:]...)
 	return nil
 }
 
