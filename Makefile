@@ -5,7 +5,7 @@ RACE := $(shell command -v $$($(GO) env CC) >/dev/null 2>&1 && echo -race)
 # Tests of the command lines the README shows use the default ports.
 TEST_FLAGS ?= $(RACE) -shuffle=on -timeout=12m
 
-.PHONY: build demo test check bench-dns
+.PHONY: build demo test check bench-dns bench-enroll
 
 build: ## build ./dstack-gateway
 	@CGO_ENABLED=0 $(GO) build -trimpath -o dstack-gateway ./gateway/cmd/dstack-gateway
@@ -23,3 +23,6 @@ test: ## vet and test everything
 
 bench-dns: ## compare the DNS server with Knot, NSD and CoreDNS, which it installs; needs root and a quiet machine, BENCH=-h tells more
 	@$(GO) run ./dnsserver/dnsbench $(BENCH)
+
+bench-enroll: ## measure registrations, and the proxy while they go on; wants a quiet machine, BENCH=-h tells more
+	@$(GO) run ./gateway/enroll/enrollbench $(BENCH)

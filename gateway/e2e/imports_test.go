@@ -32,6 +32,7 @@ var layers = map[string][]string{
 	"gateway/proxy":              {"gateway/proxy/h1", "gateway/registry", "gateway/web"},
 	"gateway/prpc":               {"ratls"},
 	"gateway/enroll":             {"gateway/prpc", "gateway/registry", "gateway/store", "tunnel", "ratls"},
+	"gateway/enroll/enrollbench": {"gateway", "gateway/config", "gateway/demo", "tunnel", "ratls", "ratls/simtdx"},
 	"gateway/attest":             {"gateway/certs", "gateway/proxy", "gateway/registry", "gateway/store", "gateway/web", "tunnel/agent", "ratls"},
 	"gateway":                    {"gateway/attest", "gateway/certs", "gateway/config", "gateway/enroll", "gateway/explorer", "gateway/prpc", "gateway/proxy", "gateway/registry", "gateway/store", "gateway/web", "dnsserver", "tunnel", "ratls", "ratls/simtdx"},
 	"gateway/explorer":           {"gateway/registry", "gateway/verify", "gateway/web", "ratls"},
