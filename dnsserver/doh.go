@@ -28,12 +28,13 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	client, _ := netip.ParseAddrPort(r.RemoteAddr) // an unknown one gets cookies of its own
-	responder := responder{transport: HTTPS, shared: &s.shared}
-	answer := responder.respond(nil, query, unmap(client).Addr().WithZone(""), s.view.Load(), time.Now())
+	responder, begin := responder{shared: &s.shared, counters: s.streams[HTTPS]}, time.Now()
+	answer := responder.respond(nil, query, plain(client), s.view.Load(), begin)
 	if answer == nil {
 		http.Error(w, "not a DNS query", http.StatusBadRequest)
 		return
 	}
+	responder.took(time.Since(begin), 1)
 	h := w.Header()
 	h.Set("Content-Type", messageType)
 	h.Set("Content-Length", strconv.Itoa(len(answer)))

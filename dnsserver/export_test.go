@@ -24,7 +24,7 @@ func NewResponder(zones *Zones, transport Transport, c Config, cached bool) *Res
 		shared.cache = nil
 	}
 	return &Responder{
-		responder: responder{transport: transport, shared: &shared},
+		responder: responder{shared: &shared, counters: &counters{transport: transport}},
 		at:        view{zones: zones, generation: 1},
 		Client:    netip.MustParseAddr("192.0.2.77"),
 		Now:       time.Now(),
@@ -33,7 +33,7 @@ func NewResponder(zones *Zones, transport Transport, c Config, cached bool) *Res
 
 // Respond is the whole way from packet to packet.
 func (r *Responder) Respond(buf, packet []byte) []byte {
-	return r.respond(buf, packet, r.Client, &r.at, r.Now)
+	return r.respond(buf, packet, netip.AddrPortFrom(r.Client, 53), &r.at, r.Now)
 }
 
 // SetZones is what Server.SetZones is to all workers.

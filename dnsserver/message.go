@@ -46,12 +46,13 @@ type shared struct {
 	slip      int      // every slip-th answer beyond the limit is sent, without data
 	nsid      []byte
 	keepalive uint16 // what is said of idle connections, in units of 100 ms
+	sinks     []*sink
 }
 
 // responder turns packets into packets. It belongs to one goroutine.
 type responder struct {
 	*shared
-	transport Transport
+	*counters
 
 	query   query
 	cookie  [serverCookie]byte // for query, where it has one
@@ -64,20 +65,33 @@ type responder struct {
 // respond answers a packet with a packet, or with nil if it must not be
 // answered. The answer is in buf where it fits. Nothing is allocated for an
 // answer that the cache has.
-func (r *responder) respond(buf, packet []byte, client netip.Addr, from *view, now time.Time) []byte {
+func (r *responder) respond(buf, packet []byte, client netip.AddrPort, from *view, now time.Time) (out []byte) {
 	q := &r.query
 	verdict := q.read(packet)
 	if verdict == silent {
 		return nil
 	}
-	known := r.sendsCookie() && r.cookies.check(q.edns.cookie, client, now, &r.cookie)
+	known := r.sendsCookie() && r.cookies.check(q.edns.cookie, client.Addr(), now, &r.cookie)
 	a := r.find(verdict, from, now)
-	if r.limiter != nil && r.transport == UDP && !known && !r.limiter.allow(client, a.kind(), now) {
-		if a = r.limited(a); a == nil {
-			return nil
-		}
+	if r.limiter != nil && r.transport == UDP && !known && !r.limiter.allow(client.Addr(), a.kind(), now) {
+		a = r.limited(a)
 	}
-	return r.finish(buf, a)
+	if a != nil {
+		out = r.finish(buf, a)
+		r.answers[r.typePlace()][rcodePlace(a.rcode())].Add(1)
+	}
+	if len(r.sinks) > 0 {
+		r.observe(r.transport, client, packet, out, now)
+	}
+	return out
+}
+
+// typePlace is where the query that was read is counted.
+func (r *responder) typePlace() int {
+	if r.query.question == headerOctets {
+		return noType
+	}
+	return typePlace(r.query.qtype())
 }
 
 // find returns the answer to the query that was read.
@@ -88,6 +102,7 @@ func (r *responder) find(verdict verdict, from *view, now time.Time) *answer {
 	}
 	var found bool
 	if r.answer, found = r.cache.get(&r.query, from.generation, now); found && r.fits(&r.answer) {
+		r.cached.Add(1)
 		return &r.answer
 	}
 	a, keep := r.decide(verdict, from.zones)
@@ -200,9 +215,11 @@ func (r *responder) finish(buf []byte, a *answer) []byte {
 // an answer without data and with TC.
 func (r *responder) limited(a *answer) *answer {
 	if r.slipped++; r.slipped < r.slip {
+		r.dropped.Add(1)
 		return nil
 	}
 	r.slipped = 0
+	r.truncated.Add(1)
 	return r.truncate(a)
 }
 

@@ -49,8 +49,11 @@ const (
 	flagRD = 0x01
 )
 
-// ednsFlags are the flags that answers depend on: DO (RFC 3225) and CO (RFC 9824).
-const ednsFlags = 0xc000
+// Flags of an OPT: DO (RFC 3225) and CO (RFC 9824) are those that answers depend on.
+const (
+	flagDO    = 0x8000
+	ednsFlags = flagDO | 0x4000
+)
 
 func (q *query) id() uint16     { return binary.BigEndian.Uint16(q.packet) }
 func (q *query) recurse() bool  { return q.packet[2]&flagRD != 0 && q.opcode == dns.OpcodeQuery }

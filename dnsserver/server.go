@@ -15,6 +15,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
 )
 
 // Limits of the server's own making. Those of TCP are RFC 7766 section 6.2.
@@ -61,6 +63,14 @@ type Config struct {
 	// IdleTimeout is how long a TCP client may take for its next query, and
 	// for reading an answer. Zero: 10 s.
 	IdleTimeout time.Duration
+	// Metrics takes the server's series. Nil: they are not shown.
+	Metrics prometheus.Registerer
+	// QueryLog is told of queries, one by one: of every one, or of one of
+	// QueryLogSample. What it is too slow for is lost. Nil: there is no such log.
+	QueryLog       *slog.Logger
+	QueryLogSample int
+	// Dnstap tells a collector of queries.
+	Dnstap DnstapConfig
 	// Logger is told of sockets that fail, never of queries. Nil: no logs.
 	Logger *slog.Logger
 }
@@ -69,12 +79,14 @@ type Config struct {
 // (RFC 8484).
 type Server struct {
 	// set by New
-	config Config
-	log    *slog.Logger
-	udp    []*net.UDPConn
-	tcp    []net.Listener // one for each address
-	tls    []net.Listener
-	shared shared
+	config  Config
+	log     *slog.Logger
+	udp     []*net.UDPConn
+	tcp     []net.Listener // one for each address
+	tls     []net.Listener
+	shared  shared
+	packets []*counters // one for each of udp
+	streams map[Transport]*counters
 
 	view    atomic.Pointer[view] // replaced by SetZones
 	started atomic.Bool
@@ -104,10 +116,41 @@ func New(c Config) (*Server, error) {
 		}
 		s.tls = append(s.tls, l)
 	}
+	if err := s.count(); err != nil {
+		faults = append(faults, err)
+	}
 	if len(faults) > 0 {
 		return nil, errors.Join(append(faults, s.Close())...)
 	}
 	return s, nil
+}
+
+// count makes the counters of all workers, and shows them.
+func (s *Server) count() error {
+	s.streams = map[Transport]*counters{}
+	for range s.udp {
+		s.packets = append(s.packets, &counters{transport: UDP})
+	}
+	all := slices.Clone(s.packets)
+	for _, transport := range []Transport{TCP, TLS, HTTPS} {
+		s.streams[transport] = &counters{transport: transport}
+		all = append(all, s.streams[transport])
+	}
+	if s.config.Metrics == nil {
+		return nil
+	}
+	return s.config.Metrics.Register(newMetrics(all, s.shared.sinks))
+}
+
+// sinks are who is told of queries one by one.
+func (c *Config) sinks() (sinks []*sink) {
+	if c.QueryLog != nil {
+		sinks = append(sinks, newSink("log", c.QueryLogSample, logQueries(c.QueryLog)))
+	}
+	if c.Dnstap.Socket != "" {
+		sinks = append(sinks, newSink("dnstap", c.Dnstap.Sample, c.Dnstap.tap(c.Logger)))
+	}
+	return sinks
 }
 
 // shared makes what a complete configuration says of answers.
@@ -119,6 +162,7 @@ func (c *Config) shared() shared {
 		slip:      max(c.RateLimit.Slip, 1),
 		nsid:      []byte(c.NSID),
 		keepalive: uint16(min(c.IdleTimeout/(100*time.Millisecond), math.MaxUint16)),
+		sinks:     c.sinks(),
 	}
 }
 
@@ -141,7 +185,11 @@ func (c *Config) complete() error {
 	if len(c.NSID) > maxNSID || len(c.CookieKey) > 0 && len(c.CookieKey) < minCookieKey {
 		faults = append(faults, fmt.Errorf("dns: NSID has at most %d octets, CookieKey at least %d", maxNSID, minCookieKey))
 	}
-	if c.RateLimit.PerSecond < 0 || c.RateLimit.Slip < 0 || c.Workers < 0 || c.MaxConns < 0 || c.MaxConnsPerClient < 0 || c.IdleTimeout < 0 {
+	if c.Dnstap.Socket != "" {
+		_, _, err := c.Dnstap.address()
+		faults = append(faults, err)
+	}
+	if c.QueryLogSample < 0 || c.Dnstap.Sample < 0 || c.RateLimit.PerSecond < 0 || c.RateLimit.Slip < 0 || c.Workers < 0 || c.MaxConns < 0 || c.MaxConnsPerClient < 0 || c.IdleTimeout < 0 {
 		faults = append(faults, errors.New("dns: a limit is negative"))
 	}
 	if c.Workers == 0 {
@@ -207,7 +255,7 @@ func (s *Server) bind(address string) error {
 func (s *Server) Addrs() []netip.AddrPort {
 	addrs := make([]netip.AddrPort, 0, len(s.tcp))
 	for _, l := range s.tcp {
-		addrs = append(addrs, unmap(l.Addr().(*net.TCPAddr).AddrPort()))
+		addrs = append(addrs, plain(l.Addr().(*net.TCPAddr).AddrPort()))
 	}
 	return addrs
 }
@@ -216,14 +264,14 @@ func (s *Server) Addrs() []netip.AddrPort {
 func (s *Server) AddrsTLS() []netip.AddrPort {
 	addrs := make([]netip.AddrPort, 0, len(s.tls))
 	for _, l := range s.tls {
-		addrs = append(addrs, unmap(l.Addr().(*net.TCPAddr).AddrPort()))
+		addrs = append(addrs, plain(l.Addr().(*net.TCPAddr).AddrPort()))
 	}
 	return addrs
 }
 
-// unmap makes a mapped IPv4 address plain.
-func unmap(addr netip.AddrPort) netip.AddrPort {
-	return netip.AddrPortFrom(addr.Addr().Unmap(), addr.Port())
+// plain makes an address one that can be compared: IPv4 as such, and no zone.
+func plain(addr netip.AddrPort) netip.AddrPort {
+	return netip.AddrPortFrom(addr.Addr().Unmap().WithZone(""), addr.Port())
 }
 
 // SetZones replaces all zones at once. Before the first call queries are
@@ -249,8 +297,8 @@ func (s *Server) Run(ctx context.Context) error {
 		return errors.New("dns: server has run already")
 	}
 	var running sync.WaitGroup
-	for _, socket := range s.udp {
-		running.Go(func() { s.serveUDP(ctx, socket) })
+	for i, socket := range s.udp {
+		running.Go(func() { s.serveUDP(ctx, socket, s.packets[i]) })
 	}
 	for _, l := range s.tcp {
 		running.Go(func() { s.accept(ctx, l, s.serveTCP) })
@@ -258,9 +306,16 @@ func (s *Server) Run(ctx context.Context) error {
 	for _, l := range s.tls {
 		running.Go(func() { s.accept(ctx, l, s.serveTLS()) })
 	}
+	looking, stop := context.WithCancel(context.WithoutCancel(ctx))
+	var lookers sync.WaitGroup
+	for _, sink := range s.shared.sinks {
+		lookers.Go(func() { sink.run(looking, sink.queue) })
+	}
 	<-ctx.Done()
 	s.interrupt()
 	running.Wait()
+	stop()
+	lookers.Wait()
 	return s.closeSockets()
 }
 

@@ -97,16 +97,16 @@ func (t *connTable) allowWrite(conn net.Conn, d time.Duration) error {
 }
 
 // addressOf is the address of the client.
-func addressOf(conn net.Conn) netip.Addr {
+func addressOf(conn net.Conn) netip.AddrPort {
 	tcp, ok := conn.RemoteAddr().(*net.TCPAddr)
 	if !ok {
-		return netip.Addr{}
+		return netip.AddrPort{}
 	}
-	return tcp.AddrPort().Addr().Unmap().WithZone("")
+	return plain(tcp.AddrPort())
 }
 
 func clientOf(conn net.Conn) netip.Addr {
-	addr := addressOf(conn)
+	addr := addressOf(conn).Addr()
 	if addr.Is6() {
 		prefix, _ := addr.Prefix(64) // 64 bits always fit IPv6
 		return prefix.Addr()
@@ -166,16 +166,18 @@ func (s *Server) serveTLS() func(net.Conn) {
 // arrived together are answered in one write (RFC 7766 section 6.2.1.1 and 8).
 func (s *Server) serveStream(conn net.Conn, transport Transport) {
 	stream := &tcpStream{conn: conn, table: &s.conns, timeout: s.config.IdleTimeout, in: bufio.NewReaderSize(conn, readBuffer)}
-	responder, client := responder{transport: transport, shared: &s.shared}, addressOf(conn)
+	responder, client := responder{shared: &s.shared, counters: s.streams[transport]}, addressOf(conn)
 	for {
 		query, err := stream.next()
 		if err != nil {
 			break // the client is gone, idle or talks something else
 		}
-		answer := responder.respond(stream.out, query, client, s.view.Load(), time.Now())
+		begin := time.Now()
+		answer := responder.respond(stream.out, query, client, s.view.Load(), begin)
 		if answer == nil {
 			break // not a query: there is no answer that would keep the stream in step
 		}
+		responder.took(time.Since(begin), 1)
 		stream.out = answer[:0]
 		if stream.put(answer) != nil {
 			return

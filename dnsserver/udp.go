@@ -60,8 +60,8 @@ type packetWorker struct {
 }
 
 // serveUDP answers the packets of one socket until it is closed or interrupted.
-func (s *Server) serveUDP(ctx context.Context, conn *net.UDPConn) {
-	w := &packetWorker{server: s, conn: conn, responder: responder{transport: UDP, shared: &s.shared}}
+func (s *Server) serveUDP(ctx context.Context, conn *net.UDPConn, counters *counters) {
+	w := &packetWorker{server: s, conn: conn, responder: responder{shared: &s.shared, counters: counters}}
 	wait := time.Duration(0)
 	for ctx.Err() == nil {
 		err := w.run(func() { wait = 0 })
@@ -78,5 +78,5 @@ func (w *packetWorker) answer(buf, packet []byte, from netip.AddrPort, at *view,
 	if from.Port() == 0 { // nobody can be there
 		return nil
 	}
-	return w.responder.respond(buf, packet, from.Addr(), at, now)
+	return w.responder.respond(buf, packet, from, at, now)
 }

@@ -237,9 +237,12 @@ func (w *packetWorker) run(worked func()) error {
 			return b.err
 		}
 		worked()
-		w.answerBatch(b)
+		begin := w.answerBatch(b)
 		if err := b.raw.Write(b.send); err != nil {
 			return err
+		}
+		if b.sending > 0 {
+			w.responder.took(time.Since(begin), b.sending)
 		}
 		for i := range b.received {
 			b.reset(i)
@@ -247,9 +250,9 @@ func (w *packetWorker) run(worked func()) error {
 	}
 }
 
-// answerBatch answers what was received. Nothing is allocated for answers that
-// the cache has.
-func (w *packetWorker) answerBatch(b *batch) {
+// answerBatch answers what was received, and returns when it began. Nothing is
+// allocated for answers that the cache has.
+func (w *packetWorker) answerBatch(b *batch) time.Time {
 	at, now := w.server.view.Load(), time.Now()
 	b.sending, b.sent = 0, 0
 	for i := range b.received {
@@ -258,4 +261,5 @@ func (w *packetWorker) answerBatch(b *batch) {
 			b.reply(i, answer)
 		}
 	}
+	return now
 }

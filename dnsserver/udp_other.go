@@ -44,9 +44,11 @@ func (w *packetWorker) run(worked func()) error {
 		}
 		worked()
 		unmapped := netip.AddrPortFrom(from.Addr().Unmap(), from.Port())
-		if answer := w.answer(buf, packet[:n], unmapped, w.server.view.Load(), time.Now()); answer != nil {
+		begin := time.Now()
+		if answer := w.answer(buf, packet[:n], unmapped, w.server.view.Load(), begin); answer != nil {
 			// An answer that can't be sent is like one that got lost: the client asks again.
 			_, _, _ = w.conn.WriteMsgUDPAddrPort(answer, source(oob[:oobn]), from)
+			w.responder.took(time.Since(begin), 1)
 		}
 	}
 }

@@ -50,6 +50,7 @@ type Gateway struct {
 	registry *registry.Registry
 	tunnel   *tunnel.Tunnel
 	dns      *dnsserver.Server
+	queries  *os.File // the query log; nil without
 	certs    *certs.Certs
 	enroll   *enroll.Server
 	review   *enroll.Review
@@ -83,7 +84,8 @@ func New(ctx context.Context, c config.Config, parts Parts) (_ *Gateway, err err
 	if err := g.openTrust(parts.Trust); err != nil {
 		return nil, err
 	}
-	for _, open := range []func(context.Context) error{g.openStore, g.openRegistry, g.openTunnel, g.openDNS, g.openCerts, g.openAttester} {
+	openDNS := func(ctx context.Context) error { return g.openDNS(ctx, parts.Metrics) }
+	for _, open := range []func(context.Context) error{g.openStore, g.openRegistry, g.openTunnel, openDNS, g.openCerts, g.openAttester} {
 		if err := open(ctx); err != nil {
 			return nil, err
 		}
@@ -208,6 +210,7 @@ func (g *Gateway) Close() error {
 	release(g.proxy != nil, g.proxy)
 	release(g.enroll != nil, g.enroll)
 	release(g.dns != nil, g.dns)
+	release(g.queries != nil, g.queries)
 	release(g.tunnel != nil, g.tunnel)
 	release(g.store != nil, g.store)
 	return errors.Join(errs...)

@@ -6,14 +6,18 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"net/netip"
+	"os"
+
+	"github.com/prometheus/client_golang/prometheus"
 
 	"dstack.host/dnsserver"
 	"dstack.host/gateway/store"
 )
 
-func (g *Gateway) openDNS(ctx context.Context) error {
+func (g *Gateway) openDNS(ctx context.Context, metrics prometheus.Registerer) error {
 	if err := g.openZones(); err != nil {
 		return err
 	}
@@ -22,11 +26,29 @@ func (g *Gateway) openDNS(ctx context.Context) error {
 		return fmt.Errorf("key of DNS cookies: %w", err)
 	}
 	c := g.config.DNS
+	queries, err := g.openQueryLog()
+	if err != nil {
+		return fmt.Errorf("dns.query_log: %w", err)
+	}
 	g.dns, err = dnsserver.New(dnsserver.Config{
 		Listen: addresses(c.Listen), ListenTLS: addresses(c.ListenTLS), TLS: &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: g.dnsCertificate},
-		NSID: g.config.Node, CookieKey: key, RateLimit: dnsserver.RateLimit{PerSecond: c.RateLimit, Slip: c.RateLimitSlip}, Logger: g.log,
+		NSID: g.config.Node, CookieKey: key, RateLimit: dnsserver.RateLimit{PerSecond: c.RateLimit, Slip: c.RateLimitSlip},
+		QueryLog: queries, QueryLogSample: c.QueryLogSample, Dnstap: dnsserver.DnstapConfig{Socket: c.Dnstap, Sample: c.DnstapSample, Identity: g.config.Node},
+		Metrics: metrics, Logger: g.log,
 	})
 	return err
+}
+
+// openQueryLog opens the file that is told of queries; nil without.
+func (g *Gateway) openQueryLog() (log *slog.Logger, err error) {
+	if g.config.DNS.QueryLog == "" {
+		return nil, nil
+	}
+	g.queries, err = os.OpenFile(g.config.DNS.QueryLog, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	return slog.New(slog.NewJSONHandler(g.queries, nil)), nil
 }
 
 func addresses(addrs []netip.AddrPort) (out []string) {

@@ -180,6 +180,15 @@ func (c *Config) checkRest(f *Faults) {
 	if len(c.DNS.Listen) == 0 {
 		f.add("dns.listen", `is empty; set at least [":53"]`)
 	}
+	if c.DNS.QueryLogSample < 1 {
+		f.add("dns.query_log_sample", "must be at least 1, by which every query is logged")
+	}
+	if c.DNS.DnstapSample < 1 {
+		f.add("dns.dnstap_sample", "must be at least 1, by which every query is sent")
+	}
+	if d := c.DNS.Dnstap; d != "" && !strings.HasPrefix(d, "unix:/") && !strings.HasPrefix(d, "tcp:") {
+		f.add("dns.dnstap", "%q is neither unix:/path nor tcp:host:port", d)
+	}
 	if c.DNS.RateLimitSlip < 1 {
 		f.add("dns.rate_limit_slip", "must be at least 1, by which every answer beyond the limit is sent without data")
 	}

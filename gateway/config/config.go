@@ -67,15 +67,19 @@ type Enroll struct {
 
 // DNS configures the authoritative server.
 type DNS struct {
-	Listen        []netip.AddrPort `toml:"listen" help:"UDP and TCP addresses of the server"`
-	ListenTLS     []netip.AddrPort `toml:"listen_tls" help:"addresses for DNS over TLS, as [\":853\"], with the wildcard certificate; DNS over HTTPS is at /dns-query on the gateway's own names"`
-	RateLimit     int              `toml:"rate_limit" help:"answers over UDP a second, of one kind (data, denials, refusals), to one network (IPv4 /24, IPv6 /56) that shows no valid cookie; 0: all"`
-	RateLimitSlip int              `toml:"rate_limit_slip" help:"every so many of the answers beyond rate_limit are sent without data, so that true clients come back over TCP; the others are not sent"`
-	Addresses     []netip.Addr     `toml:"addresses" help:"public addresses of this node: what the base, the gateway's and every app's name resolve to"`
-	NameServer    string           `toml:"name_server" help:"label of the zone's name server below each base domain"`
-	Secondaries   []string         `toml:"secondary_name_servers" help:"full names of further name servers, outside the base domains, that serve the zones from transfers"`
-	Records       []Record         `toml:"records" help:"static records, as [[dns.records]] tables with name, type, data and, if they like, ttl"`
-	ZoneFiles     []string         `toml:"zone_files" help:"files of static records in zone-file form; relative names are meant in every base domain"`
+	Listen         []netip.AddrPort `toml:"listen" help:"UDP and TCP addresses of the server"`
+	ListenTLS      []netip.AddrPort `toml:"listen_tls" help:"addresses for DNS over TLS, as [\":853\"], with the wildcard certificate; DNS over HTTPS is at /dns-query on the gateway's own names"`
+	RateLimit      int              `toml:"rate_limit" help:"answers over UDP a second, of one kind (data, denials, refusals), to one network (IPv4 /24, IPv6 /56) that shows no valid cookie; 0: all"`
+	RateLimitSlip  int              `toml:"rate_limit_slip" help:"every so many of the answers beyond rate_limit are sent without data, so that true clients come back over TCP; the others are not sent"`
+	QueryLog       string           `toml:"query_log" help:"file that gets a line of JSON for queries, with the client's address; empty: none"`
+	QueryLogSample int              `toml:"query_log_sample" help:"only one query of so many is logged"`
+	Dnstap         string           `toml:"dnstap" help:"socket of a dnstap collector, \"unix:/path\" or \"tcp:host:port\", which gets queries and answers; empty: none"`
+	DnstapSample   int              `toml:"dnstap_sample" help:"only one query of so many is sent there"`
+	Addresses      []netip.Addr     `toml:"addresses" help:"public addresses of this node: what the base, the gateway's and every app's name resolve to"`
+	NameServer     string           `toml:"name_server" help:"label of the zone's name server below each base domain"`
+	Secondaries    []string         `toml:"secondary_name_servers" help:"full names of further name servers, outside the base domains, that serve the zones from transfers"`
+	Records        []Record         `toml:"records" help:"static records, as [[dns.records]] tables with name, type, data and, if they like, ttl"`
+	ZoneFiles      []string         `toml:"zone_files" help:"files of static records in zone-file form; relative names are meant in every base domain"`
 }
 
 // Record is one static record of the zones.
@@ -147,7 +151,7 @@ func Default() Config {
 			SourceInterval: 20 * time.Millisecond, SourceBurst: 500, InstanceInterval: 5 * time.Second, InstanceBurst: 10,
 			ReviewInterval: 10 * time.Minute, Drain: time.Minute, Stale: 10 * time.Hour,
 		},
-		DNS: DNS{Listen: []netip.AddrPort{everywhere(53)}, RateLimit: 500, RateLimitSlip: 1, NameServer: "ns1"},
+		DNS: DNS{Listen: []netip.AddrPort{everywhere(53)}, RateLimit: 500, RateLimitSlip: 1, QueryLogSample: 1, DnstapSample: 1, NameServer: "ns1"},
 		Tunnel: Tunnel{
 			Device:            "auto",
 			Name:              "dstack-wg0",

@@ -69,6 +69,8 @@ func TestFaultsNameFileLineKeyAndWhatWouldBeRight(t *testing.T) {
 		{"name server inside without glue", "dns.secondary_name_servers = [\"ns2.dstack.example.com\"]", `x.toml:5: dns.secondary_name_servers: NS[1] "ns2.dstack.example.com": glue missing`},
 		{"zone file missing", "dns.zone_files = [\"/nonexistent/x.zone\"]", `x.toml:5: dns.zone_files: open /nonexistent/x.zone`},
 		{"zone file that is none", "dns.zone_files = [\"config_test.go\"]", `x.toml:5: dns.zone_files: config_test.go:1: zone file:`},
+		{"one query of none", "dns.query_log_sample = 0", `x.toml:5: dns.query_log_sample: must be at least 1`},
+		{"dnstap over UDP", "dns.dnstap = \"udp:127.0.0.1:6000\"", `x.toml:5: dns.dnstap: "udp:127.0.0.1:6000" is neither unix:/path nor tcp:host:port`},
 		{"slip of nothing", "dns.rate_limit_slip = 0", `x.toml:5: dns.rate_limit_slip: must be at least 1`},
 		{"syntax", "tunnel.mtu = ", `x.toml:5: not TOML:`},
 		{"key twice", "node = \"a\"\nnode = \"b\"", `not TOML:`},

@@ -61,6 +61,7 @@ func TestTheWildcardComesFromAnACMEServerThatAsksOurDNS(t *testing.T) {
 	c.Attestation.Kind = "simulated-tdx"
 	c.Proxy.Listen, c.Enroll.Listen, c.Tunnel.Listen = netip.AddrPortFrom(loopback, 0), netip.AddrPortFrom(loopback, 0), netip.AddrPortFrom(loopback, 0)
 	c.DNS.Listen, c.DNS.Addresses = []netip.AddrPort{dns}, []netip.Addr{loopback}
+	c.DNS.QueryLog = filepath.Join(c.DataDir, "queries.json")
 	c.DNS.ListenTLS = []netip.AddrPort{netip.AddrPortFrom(loopback, 0)}
 	c.Tunnel.Device = "netstack"
 	c.Certs.Directory, c.Certs.CAFile, c.Certs.Email, c.Certs.CAAIdentity = pebble.Directory(), roots, "operator@example.com", pebbletest.CAAIdentity
@@ -88,6 +89,7 @@ func TestTheWildcardComesFromAnACMEServerThatAsksOurDNS(t *testing.T) {
 	issuedBelowPebble(t, g, base, pebble)
 	pinned(t, dns.String(), base)
 	privateDNS(t, g, base, pebble.IssuerRoots())
+	logged(t, c.DNS.QueryLog, `"transport":"doh"`, `"name":"gateway.`+base+`."`)
 	answer, err := dnsserver.Query(t.Context(), dns.String(), "_acme-challenge."+base, "TXT")
 	if err != nil || len(answer.Answers) > 0 {
 		t.Errorf("challenges are left: %v %v", answer.Answers, err)

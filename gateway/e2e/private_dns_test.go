@@ -10,8 +10,11 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"dstack.host/gateway"
 )
@@ -80,4 +83,22 @@ func overHTTPS(t *testing.T, r *http.Response, err error) {
 	if err != nil || r.Header.Get("Content-Type") != "application/dns-message" || !answers(body) {
 		t.Errorf("%s %s over HTTP/%d: %v, %s %q", r.Request.Method, r.Request.URL.Path, r.ProtoMajor, err, r.Status, body)
 	}
+}
+
+// logged waits until one line of a file has all of it.
+func logged(t *testing.T, file string, want ...string) {
+	t.Helper()
+	for range 500 {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for line := range strings.Lines(string(text)) {
+			if !slices.ContainsFunc(want, func(s string) bool { return !strings.Contains(line, s) }) {
+				return
+			}
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	t.Errorf("%s has no line with %q", file, want)
 }
