@@ -7,6 +7,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/miekg/dns"
 
@@ -181,11 +182,27 @@ func FuzzRespond(f *testing.F) {
 		c.TXT["big"] = append(c.TXT["big"], strings.Repeat("x", i*3))
 	}
 	zs := dnsserver.NewZones(newZone(f, c))
+	f.Add([]byte(headerAR + question + option("\x00\x0a\x00\x08cookie88\x00\x03\x00\x00\x00\x0b\x00\x00\x00\x0c\x00\x01x")))
+	f.Add([]byte("\x12\x34\x00\x00\x00\x00\x00\x00\x00\x00\x00\x01" + option("\x00\x0a\x00\x10cookie88cookie88")))
+	config, now := dnsserver.Config{NSID: strings.Repeat("n", 100), IdleTimeout: time.Second}, time.Now()
+	var plain, cached []*dnsserver.Responder
+	for _, transport := range []dnsserver.Transport{dnsserver.UDP, dnsserver.TCP, dnsserver.TLS, dnsserver.HTTPS} {
+		plain = append(plain, dnsserver.NewResponder(zs, transport, config, false))
+		cached = append(cached, dnsserver.NewResponder(zs, transport, config, true))
+	}
+	for _, r := range append(plain, cached...) {
+		r.Now = now // cookies tell the time
+	}
 	f.Fuzz(func(t *testing.T, packet []byte) {
 		sent := bytes.Clone(packet)
 		silent := len(packet) < headerOctets || packet[2]&0x80 != 0
-		for _, transport := range []dnsserver.Transport{dnsserver.UDP, dnsserver.TCP} {
-			answer := zs.Respond(nil, packet, transport)
+		for i := range plain {
+			answer := plain[i].Respond(nil, packet)
+			for range 2 {
+				if again := cached[i].Respond(nil, packet); !bytes.Equal(answer, again) {
+					t.Fatalf("the cache changes\n%x to\n%x", answer, again)
+				}
+			}
 			if !bytes.Equal(sent, packet) {
 				t.Fatal("query was written to")
 			}
@@ -195,10 +212,8 @@ func FuzzRespond(f *testing.F) {
 			if silent {
 				continue
 			}
-			if !strings.HasSuffix(summary(t, string(packet), answer), "EDNS") && transport == dnsserver.UDP && len(answer) > 512 {
-				t.Fatalf("%d octets without EDNS", len(answer))
-			}
-			if transport == dnsserver.UDP && len(answer) > dnsserver.MaxUDPPayload || len(answer) > 65535 {
+			edns := strings.HasSuffix(summary(t, string(packet), answer), "EDNS")
+			if udp := i == 0; udp && !edns && len(answer) > 512 || udp && len(answer) > dnsserver.MaxUDPPayload || len(answer) > 65535 {
 				t.Fatalf("%d octets", len(answer))
 			}
 		}
