@@ -84,6 +84,8 @@ type Chain struct {
 	Gateway, Apps Pins
 	// RequireWireGuard fails instances whose quote does not name their WireGuard key, as those of stock dstack guests do not.
 	RequireWireGuard bool
+	// RequireCompose fails instances without their app-compose text, as stock dstack guests are; its hash is measured all the same.
+	RequireCompose bool
 	// MaxAge is the longest life of a statement that is accepted, an hour when 0.
 	MaxAge time.Duration
 	// Now is the time at which everything is judged; nil is time.Now.
@@ -104,6 +106,8 @@ type Subject struct {
 	Nonce, Exporter []byte
 	// Unbound says why Exporter is nil although there is a nonce, for the report; "" when nothing is to be said.
 	Unbound string
+	// RequireExporter fails a proof without the exporter.
+	RequireExporter bool
 	// FreshApp says that the instances were asked to quote the challenge themselves: their statements have to name its root.
 	FreshApp bool
 }

@@ -154,6 +154,11 @@ func TestTheWeakerBindingIsNeverTakenForTheStronger(t *testing.T) {
 	if r := n.judged(t, nil); !r.OK() || r.Apps[0].Binding != ratls.BindingCertificate {
 		t.Errorf("failed %s", failures(r))
 	}
+	n.chain.RequireCompose = true
+	if r := n.judged(t, func(d *ratls.Document) { d.Apps[0].AppCompose = "" }); !strings.HasSuffix(failures(r), " "+ratls.LinkAppCompose) {
+		t.Errorf("without a compose text: failed %q", failures(r))
+	}
+	n.chain.RequireCompose = false
 	n.chain.RequireWireGuard = true
 	if r := n.judged(t, nil); !strings.HasSuffix(failures(r), " "+ratls.LinkWireGuardKey) {
 		t.Errorf("failed %q", failures(r))
@@ -235,6 +240,14 @@ func TestEveryPinIsHeld(t *testing.T) {
 		other[0] ^= 1
 		*lists(good)[i], *lists(bad)[i] = []ratls.Hex{value}, []ratls.Hex{other}
 		*lists(both)[i], *lists(empty)[i] = []ratls.Hex{other, value}, []ratls.Hex{{}}
+		if len(good.OSImageHashes) > 0 { // no quote covers it, so it counts only beside something that does
+			if err := good.Judge(q, info); err == nil || !strings.Contains(err.Error(), "pins nothing without") {
+				t.Errorf("an OS image hash alone: %v", err)
+			}
+			for _, p := range []*ratls.Pins{good, bad, both, empty} {
+				p.MRTD, p.RTMR1, p.RTMR2 = []ratls.Hex{q.MRTD[:]}, []ratls.Hex{q.RTMR[1][:]}, []ratls.Hex{q.RTMR[2][:]}
+			}
+		}
 		if good.Judge(q, info) != nil || both.Judge(q, info) != nil {
 			t.Errorf("list %d: %v, %v", i, good.Judge(q, info), both.Judge(q, info))
 		}

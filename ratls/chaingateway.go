@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 )
 
@@ -90,8 +91,12 @@ func (w *walk) challenge(context.Context) outcome {
 		return fail("the nonce%s that was sent is not below the root", ifBound(w.subject.Exporter, " with the exporter of this connection"))
 	}
 	unbound := ""
-	if w.subject.Exporter == nil && w.subject.Unbound != "" {
-		unbound = "; it is not bound to this connection: " + w.subject.Unbound
+	if w.subject.Exporter == nil && (w.subject.RequireExporter || w.subject.Unbound != "") {
+		unbound = strings.TrimSuffix("it is not bound to this connection: "+w.subject.Unbound, ": ")
+		if w.subject.RequireExporter {
+			return fail("the nonce is below the root, but %s", unbound)
+		}
+		unbound = "; " + unbound
 	}
 	return pass("the nonce%s is below the root, %d steps away%s", ifBound(w.subject.Exporter, " with the exporter of this connection"), len(proof.Path), unbound)
 }

@@ -13,7 +13,8 @@ import (
 type Pins struct {
 	// AppIDs have 20 bytes, the others 32.
 	AppIDs, ComposeHashes, MRAggregated, MRSystem []Hex
-	// OSImageHashes are compared with what the VM configuration says, which no quote covers; MRSystem covers the image.
+	// OSImageHashes are compared with what the VM configuration says, which no quote covers; so they are refused unless MRSystem,
+	// MRAggregated, or MRTD, RTMR1 and RTMR2 are pinned too.
 	OSImageHashes []Hex
 	// MRTD and RTMR0 to RTMR2 are the registers themselves, 48 bytes each.
 	MRTD, RTMR0, RTMR1, RTMR2 []Hex
@@ -40,7 +41,15 @@ func (p Pins) Judge(q *Quote, info AppInfo) error {
 			errs = append(errs, fmt.Errorf("%s is not one of the %d that are pinned", pin, len(pin.want)))
 		}
 	}
+	if len(p.OSImageHashes) > 0 && !p.pinsImage() {
+		errs = append(errs, errors.New("the OS image hash is what the VM configuration says, which no quote covers: it pins nothing without mr_system, mr_aggregated, or mrtd with rtmr1 and rtmr2"))
+	}
 	return errors.Join(errs...)
+}
+
+// pinsImage reports whether measured registers leave only known images.
+func (p Pins) pinsImage() bool {
+	return len(p.MRSystem) > 0 || len(p.MRAggregated) > 0 || len(p.MRTD) > 0 && len(p.RTMR1) > 0 && len(p.RTMR2) > 0
 }
 
 // Empty reports whether nothing is expected.

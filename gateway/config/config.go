@@ -30,7 +30,7 @@ type Attestation struct {
 	EventLog                string        `toml:"event_log" help:"dstack's runtime event log, which replays to RTMR3"`
 	AppCompose              string        `toml:"app_compose" help:"app-compose.json of the gateway itself, published in its evidence when it exists"`
 	VMConfig                string        `toml:"vm_config" help:"vm_config JSON of the gateway itself, published in its evidence when it exists"`
-	AcceptedTCB             []string      `toml:"accepted_tcb" help:"TCB statuses accepted from CVMs, worst of module, platform and quoting enclave"`
+	AcceptedTCB             []string      `toml:"accepted_tcb" help:"TCB statuses accepted from CVMs beside UpToDate, worst of module, platform and quoting enclave"`
 	MinEvaluationDataNumber int           `toml:"min_evaluation_data_number" help:"collateral with a lower tcbEvaluationDataNumber is refused"`
 	MaxCollateralAge        time.Duration `toml:"max_collateral_age" help:"collateral issued longer ago is refused; 0s: only its own nextUpdate counts"`
 	AllowDebug              bool          `toml:"allow_debug" help:"accept TDs whose debug attribute is set: their memory can be read by the host"`

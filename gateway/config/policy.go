@@ -18,7 +18,7 @@ type Measurements struct {
 	ComposeHash   []string `toml:"compose_hash" help:"SHA-256 of app-compose.json, 64 hex digits"`
 	MRAggregated  []string `toml:"mr_aggregated" help:"SHA-256 over MRTD and all RTMRs, as dstack computes it, 64 hex digits"`
 	MRSystem      []string `toml:"mr_system" help:"SHA-256 over MRTD, RTMR0 to RTMR2 and the key provider, as dstack computes it, 64 hex digits"`
-	OSImageHash   []string `toml:"os_image_hash" help:"hash of the OS image, 64 hex digits; the VM configuration says it and no quote covers it: mr_system does"`
+	OSImageHash   []string `toml:"os_image_hash" help:"hash of the OS image, 64 hex digits; only beside mr_system, mr_aggregated, or mrtd with rtmr1 and rtmr2: the VM configuration says it, and no quote covers it"`
 	MRTD          []string `toml:"mrtd" help:"register MRTD, 96 hex digits"`
 	RTMR0         []string `toml:"rtmr0" help:"register RTMR0, 96 hex digits"`
 	RTMR1         []string `toml:"rtmr1" help:"register RTMR1, 96 hex digits"`
@@ -63,6 +63,9 @@ func (m *Measurements) check(f *Faults, table string) {
 			}
 		}
 	}
+	if len(m.OSImageHash) > 0 && len(m.MRSystem) == 0 && len(m.MRAggregated) == 0 && (len(m.MRTD) == 0 || len(m.RTMR1) == 0 || len(m.RTMR2) == 0) {
+		f.add(table+".os_image_hash", "is covered by no quote, so it pins nothing by itself; set mr_system, mr_aggregated, or mrtd with rtmr1 and rtmr2 beside it")
+	}
 	for _, list := range []struct {
 		name  string
 		items []string
@@ -96,11 +99,12 @@ func raw(list []string) []ratls.Hex {
 
 // Policy is what a relying party accepts: a file of its own for verify.
 type Policy struct {
-	AcceptedTCB             []string      `toml:"accepted_tcb" help:"TCB statuses accepted, worst of module, platform and quoting enclave"`
+	AcceptedTCB             []string      `toml:"accepted_tcb" help:"TCB statuses accepted beside UpToDate, worst of module, platform and quoting enclave"`
 	MinEvaluationDataNumber int           `toml:"min_evaluation_data_number" help:"collateral with a lower tcbEvaluationDataNumber is refused"`
 	MaxCollateralAge        time.Duration `toml:"max_collateral_age" help:"collateral issued longer ago is refused; 0s: only its own nextUpdate counts"`
 	AllowDebug              bool          `toml:"allow_debug" help:"accept TDs whose debug attribute is set: their memory can be read by the host"`
 	RequireWireGuard        bool          `toml:"require_wireguard" help:"refuse instances whose quote does not name their WireGuard key"`
+	RequireCompose          bool          `toml:"require_compose" help:"refuse instances without their app-compose text, as stock dstack guests are"`
 	MaxAge                  time.Duration `toml:"max_age" help:"a statement that is valid for longer is refused"`
 	Gateway                 Measurements  `toml:"gateway" help:"the gateway"`
 	Apps                    Measurements  `toml:"apps" help:"the instances behind it"`
@@ -159,7 +163,7 @@ func (p Policy) Chain(c ratls.Chain) ratls.Chain {
 		c.Roots[i].Policy = p.Quotes()
 	}
 	c.Gateway, c.Apps = p.Gateway.Pins(), p.Apps.Pins()
-	c.RequireWireGuard, c.MaxAge = p.RequireWireGuard, p.MaxAge
+	c.RequireWireGuard, c.RequireCompose, c.MaxAge = p.RequireWireGuard, p.RequireCompose, p.MaxAge
 	return c
 }
 

@@ -34,6 +34,7 @@ min_evaluation_data_number = 17
 max_collateral_age = "720h"
 allow_debug = true
 require_wireguard = true
+require_compose = true
 max_age = "10m"
 gateway.mr_system = ["`+strings.Repeat("AB", 32)+`"]
 [apps]
@@ -51,7 +52,7 @@ ppid = ["`+strings.Repeat("0f", 16)+`"]
 			t.Errorf("root %d (-want +got):\n%s", i, diff)
 		}
 	}
-	if !c.RequireWireGuard || c.MaxAge != 10*time.Minute || len(c.Gateway.MRSystem) != 1 || c.Gateway.MRSystem[0][0] != 0xab {
+	if !c.RequireWireGuard || !c.RequireCompose || c.MaxAge != 10*time.Minute || len(c.Gateway.MRSystem) != 1 || c.Gateway.MRSystem[0][0] != 0xab {
 		t.Errorf("chain %+v", c)
 	}
 	if len(c.Apps.AppIDs) != 2 || len(c.Apps.PPIDs) != 1 || c.Apps.KeyProviders[0] != "kms" {

@@ -1,6 +1,7 @@
 package verify_test
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -47,8 +48,12 @@ func attacks(t *testing.T, w *world) []attack {
 	other := "4Zk5b4Mx3nqEo0ZkCQpHnRzJ6yM2o1R9rj1aU7o4sVE="
 	return []attack{
 		{name: "nothing"},
-		{name: "no binding to the connection", answer: refuseBinding, text: "not bound to this connection: the gateway refused it: the gateway answers 400"},
-		{name: "no TLS 1.3", tls: func(c *tls.Config) { c.MaxVersion = tls.VersionTLS12 }, text: "not bound to this connection: TLS 1.2 has no exporter"},
+		{name: "no binding to the connection", want: ratls.LinkChallenge, answer: refuseBinding, text: "not bound to this connection: the gateway refused it: the gateway answers 400"},
+		{name: "no binding to the connection, which is accepted", answer: refuseBinding, options: exporter(verify.ExporterAuto), text: "not bound to this connection: the gateway refused it: the gateway answers 400"},
+		{name: "no binding asked for", options: exporter(verify.ExporterOff), text: "not bound to this connection: that was not asked for"},
+		{name: "no TLS 1.3", want: ratls.LinkChallenge, tls: func(c *tls.Config) { c.MaxVersion = tls.VersionTLS12 }, text: "not bound to this connection: TLS 1.2 has no exporter"},
+		{name: "no TLS 1.3, which is accepted", tls: func(c *tls.Config) { c.MaxVersion = tls.VersionTLS12 }, options: exporter(verify.ExporterAuto), text: "not bound to this connection: TLS 1.2 has no exporter"},
+		{name: "a nonce of one's own", options: func(_ *world, o *verify.Options) { o.Nonce = bytes.Repeat([]byte{7}, 32) }, text: "the nonce with the exporter"},
 
 		// The certificate.
 		{name: "certificate of nobody known", want: verify.CheckCertificate, options: func(_ *world, o *verify.Options) { o.CAs = x509.NewCertPool() }},
@@ -104,6 +109,9 @@ func attacks(t *testing.T, w *world) []attack {
 		{name: "no event log", want: ratls.LinkGatewayLog, document: func(_ *adversary, d *ratls.Document) { d.Gateway.EventLog = []ratls.Event{} }},
 		{name: "another program than is pinned", want: ratls.LinkGatewayPins, options: func(w *world, o *verify.Options) { o.Chain.Gateway.AppIDs = []ratls.Hex{make(ratls.Hex, 20)} }},
 		{name: "another image than is pinned", want: ratls.LinkGatewayPins, text: "mrtd", options: func(w *world, o *verify.Options) { o.Chain.Gateway.MRTD = []ratls.Hex{make(ratls.Hex, 48)} }},
+		{name: "an OS image hash that nothing measured covers", want: ratls.LinkGatewayPins, text: "pins nothing without", options: func(w *world, o *verify.Options) {
+			o.Chain.Gateway.OSImageHashes = []ratls.Hex{make(ratls.Hex, 32)}
+		}},
 		{name: "another platform than is pinned", want: ratls.LinkGatewayPins, text: "ppid", options: func(w *world, o *verify.Options) { o.Chain.Gateway.PPIDs = []ratls.Hex{make(ratls.Hex, 16)} }},
 
 		// The statement.
@@ -111,7 +119,7 @@ func attacks(t *testing.T, w *world) []attack {
 			_, _ = io.WriteString(w, m.relay(r.Context(), r.URL.RawQuery))
 			return true
 		}},
-		{name: "relayed without binding", want: ratls.LinkKey, answer: func(m *adversary, w http.ResponseWriter, r *http.Request) bool {
+		{name: "relayed without binding", want: verify.CheckHistory + " " + ratls.LinkKey, options: exporter(verify.ExporterAuto), answer: func(m *adversary, w http.ResponseWriter, r *http.Request) bool {
 			if !refuseBinding(m, w, r) {
 				_, _ = io.WriteString(w, m.relay(r.Context(), r.URL.RawQuery))
 			}
@@ -157,11 +165,12 @@ func attacks(t *testing.T, w *world) []attack {
 		{name: "an account with records for wildcards only", want: verify.CheckCAA, text: "no issue record", history: attested,
 			statement: func(s *ratls.Statement) { s.ACMEAccount, s.CAA = account, pinnedCAA()[1:] }},
 		{name: "records that are none", want: verify.CheckCAA, statement: func(s *ratls.Statement) { s.CAA = []string{"0 issue"} }},
-		{name: "an account without a history", want: verify.CheckHistory, text: "status 404", statement: accounted},
+		{name: "an account without a history", want: verify.CheckHistory, text: "status 404", statement: accounted, history: nothing},
+		{name: "no history and no account", want: verify.CheckHistory, text: "status 404", history: nothing},
 		{name: "every key attested", statement: accounted, history: attested, text: "2 with this connection's, were quoted"},
 		{name: "history in the other form", statement: accounted, history: attestedV0, text: "1 with this connection's, were quoted"},
 		{name: "history without an account", history: func(m *adversary) string { return m.keys("", m.quoted(m.spki())) }, text: "1 with this connection's"},
-		{name: "empty history without an account", history: func(m *adversary) string { return m.keys("") }, text: "history of keys is empty"},
+		{name: "empty history without an account", want: verify.CheckHistory, history: func(m *adversary) string { return m.keys("") }, text: "history of keys is empty"},
 		{name: "empty history", want: verify.CheckHistory, text: "not among the 0", statement: accounted, history: func(m *adversary) string { return m.keys(account) }},
 		{name: "history of another account", want: verify.CheckHistory, text: "ACME account", statement: accounted, history: func(m *adversary) string { return m.keys(account+"0", m.quoted(m.spki())) }},
 		{name: "history without this key", want: verify.CheckHistory, text: "not among the 1", statement: accounted, history: func(m *adversary) string { return m.keys(account, m.quoted([]byte("other"))) }},
@@ -174,6 +183,17 @@ func attacks(t *testing.T, w *world) []attack {
 		{name: "history quoted by another program", want: verify.CheckHistory, text: "it was quoted by app", statement: accounted,
 			history: func(m *adversary) string {
 				return m.keys(account, m.entry(m.spki(), m.boot(m.t, simtdx.MachineOptions{}, simtdx.VM{AppCompose: "{ }"}), m.spki()))
+			}},
+		{name: "this key quoted by another image that logs the gateway's app", want: verify.CheckHistory, text: "other registers", statement: accounted,
+			history: func(m *adversary) string { return m.keys(account, m.entry(m.spki(), m.otherImage(), m.spki())) }},
+		{name: "this key quoted by the gateway and an earlier image", statement: accounted, text: "2 of them by images with other registers",
+			history: func(m *adversary) string {
+				return m.keys(account, m.quoted(m.spki()), m.entry(m.spki(), m.otherImage(), m.spki()), m.entry([]byte("old"), m.otherImage(), []byte("old")))
+			}},
+		{name: "another key quoted by an image that is not pinned", want: verify.CheckHistory, text: "another program than is pinned: mrtd", statement: accounted,
+			options: func(w *world, o *verify.Options) { o.Chain.Gateway.MRTD = []ratls.Hex{image(t, w.td)} },
+			history: func(m *adversary) string {
+				return m.keys(account, m.quoted(m.spki()), m.entry([]byte("old"), m.otherImage(), []byte("old")))
 			}},
 		{name: "history quoted by another vendor's machine", want: verify.CheckHistory, text: "quote-root", statement: accounted,
 			history: func(m *adversary) string { return m.keys(account, m.entry(m.spki(), foreign, m.spki())) }},
@@ -234,6 +254,25 @@ func attacks(t *testing.T, w *world) []attack {
 }
 
 func ago(d time.Duration) time.Time { return time.Now().Add(-d) }
+
+// nothing is a history that is not there.
+func nothing(*adversary) string { return "" }
+
+// exporter sets what becomes of answers that are not bound.
+func exporter(e verify.Exporter) func(*world, *verify.Options) {
+	return func(_ *world, o *verify.Options) { o.Exporter = e }
+}
+
+// otherImage is a TEE of another image that logs the adversary's own app, as anybody can.
+func (m *adversary) otherImage() *simtdx.TD {
+	return m.boot(m.t, simtdx.MachineOptions{}, simtdx.VM{AppCompose: adversarysCompose, MRTD: ratls.Measurement{1}})
+}
+
+// image is the register MRTD of a TEE.
+func image(t *testing.T, td *simtdx.TD) ratls.Hex {
+	q := must(ratls.ParseQuote(must(td.Quote(t.Context(), ratls.ReportData{}))(t)))(t)
+	return q.MRTD[:]
+}
 
 // policy sets the policy of every root.
 func policy(o *verify.Options, p ratls.Policy) {

@@ -207,8 +207,7 @@ func FuzzParseBundle(f *testing.F) {
 	})
 }
 
-// FuzzBundle judges what can be read: whatever it holds, there is a verdict, and it is not that of a sound one unless all
-// that was quoted is untouched.
+// FuzzBundle judges what can be read: whatever it holds, there is a verdict, and the same one for what is written of it.
 func FuzzBundle(f *testing.F) {
 	text, o := kept(f)
 	f.Add(text)

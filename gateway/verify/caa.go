@@ -134,13 +134,16 @@ func (j *judgement) caa(ctx context.Context) ratls.Check {
 			return fail(CheckCAA, "of the statement's records, %v", err)
 		}
 	}
-	if j.memory.silent(j.target.host) && !j.options.RequireDNS {
+	if j.options.SkipDNS {
+		return skip(CheckCAA, "DNS was not to be asked (--skip-dns); the statement claims %s", texts(claimed))
+	}
+	if j.memory.silent(j.target.host) {
 		return skip(CheckCAA, "names below localhost are not in the DNS; give --resolver to ask the gateway's own server")
 	}
 	resolver, err := j.published(ctx, claimed)
 	switch {
-	case errors.Is(err, errNobody) && !j.options.RequireDNS:
-		return skip(CheckCAA, "%v; the statement claims %s", err, texts(claimed))
+	case errors.Is(err, errNobody):
+		return fail(CheckCAA, "%v; give --resolver, or --skip-dns to do without", err)
 	case err != nil:
 		return fail(CheckCAA, "%v", err)
 	}
@@ -194,6 +197,9 @@ func (j *judgement) dnssec(ctx context.Context) ratls.Check {
 	}
 	if c, ok := j.unquoted(CheckDNSSEC); !ok {
 		return c
+	}
+	if j.options.SkipDNS {
+		return skip(CheckDNSSEC, "not demanded, and DNS was not to be asked")
 	}
 	if j.memory.silent(j.target.host) {
 		return skip(CheckDNSSEC, "names below localhost are not in the DNS")

@@ -12,6 +12,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"strconv"
 	"time"
 
 	"dstack.host/ratls"
@@ -38,13 +39,14 @@ func collect(ctx context.Context, raw string, o Options) (*Bundle, error) {
 		return nil, err
 	}
 	fresh := o.FreshApp && t.id != "" // the gateway's own name has no app
-	b, address, err := attempt(ctx, t, fresh, true)
+	ask := func(bind bool) (*Bundle, string, error) { return attempt(ctx, t, o.Nonce, fresh, bind) }
+	b, address, err := ask(o.Exporter != ExporterOff)
 	if err != nil {
 		return nil, err
 	}
 	if b.Exporter != nil && b.Document.Status == http.StatusBadRequest {
 		refused := "the gateway refused it: " + b.Document.refusal()
-		if b, address, err = attempt(ctx, t, fresh, false); err != nil {
+		if b, address, err = ask(false); err != nil {
 			return nil, err
 		}
 		b.Unbound = refused
@@ -55,21 +57,25 @@ func collect(ctx context.Context, raw string, o Options) (*Bundle, error) {
 }
 
 // attempt asks for the document once, on a connection of its own, and returns the address at its other end.
-func attempt(ctx context.Context, t target, fresh, bind bool) (*Bundle, string, error) {
+func attempt(ctx context.Context, t target, chosen []byte, fresh, bind bool) (*Bundle, string, error) {
 	conn, err := connect(ctx, t, t.host, address(t))
 	if err != nil {
 		return nil, "", err
 	}
 	defer func() { _ = conn.Close() }()
 	state := conn.ConnectionState()
-	b := &Bundle{Format: BundleFormat, FreshApp: fresh, TLS: session(state)}
-	if b.Nonce, err = nonce(); err != nil {
-		return nil, "", err
+	b := &Bundle{Format: BundleFormat, Nonce: chosen, FreshApp: fresh, TLS: session(state)}
+	if b.Nonce == nil {
+		if b.Nonce, err = nonce(); err != nil {
+			return nil, "", err
+		}
 	}
 	switch {
 	case state.Version != tls.VersionTLS13:
 		b.Unbound = tls.VersionName(state.Version) + " has no exporter that is one connection's alone" // RFC 7627 section 1
-	case bind:
+	case !bind:
+		b.Unbound = "that was not asked for"
+	default:
 		if b.Exporter, err = state.ExportKeyingMaterial(exporterLabel, b.Nonce, ratls.ExporterSize); err != nil {
 			return nil, "", err
 		}
@@ -181,9 +187,20 @@ func fetch(ctx context.Context, conn *tls.Conn, authority, path string, query ur
 	case int64(len(body)) > limit:
 		return Answer{Error: fmt.Sprintf("the answer is longer than %d bytes", limit)}, nil
 	case response.StatusCode == http.StatusTooManyRequests:
-		return Answer{}, fmt.Errorf("the gateway asks to wait %s seconds before another nonce", printable(response.Header.Get("Retry-After")))
+		return Answer{}, fmt.Errorf("the gateway asks to wait%s before another nonce", waiting(response.Header.Get("Retry-After")))
 	}
 	return Answer{Status: response.StatusCode, Body: body}, nil
+}
+
+// waiting tells how long a Retry-After field says, which may be a date or be missing (RFC 9110 section 10.2.3).
+func waiting(field string) string {
+	if seconds, err := strconv.Atoi(field); err == nil && seconds >= 0 {
+		return fmt.Sprintf(" %d seconds", seconds)
+	}
+	if _, err := http.ParseTime(field); err == nil {
+		return " until " + printable(field)
+	}
+	return ""
 }
 
 // refusal is why an answer is not what was asked for, "" when it is.

@@ -62,7 +62,7 @@ func TestDNSIsHeldToTheStatement(t *testing.T) {
 	for _, row := range []struct {
 		name        string
 		resolvers   []string
-		require     bool
+		skip        bool
 		dnssec      bool
 		caa, signed ratls.Status
 		text        string // in the detail of caa
@@ -75,18 +75,17 @@ func TestDNSIsHeldToTheStatement(t *testing.T) {
 		{name: "another account", resolvers: []string{resolver(t, demo.DefaultBase, dnsserver.CAA{Tag: "issue", Value: value + "2"}, same[0])}, caa: ratls.Fail, signed: ratls.Skip},
 		{name: "wildcards left open", resolvers: []string{resolver(t, demo.DefaultBase, same[1])}, caa: ratls.Fail, signed: ratls.Skip},
 		{name: "refused", resolvers: []string{resolver(t, "example.org")}, caa: ratls.Fail, signed: ratls.Skip, text: "answers REFUSED"},
-		{name: "nobody there", resolvers: []string{nowhere}, caa: ratls.Skip, signed: ratls.Skip, text: "no resolver could be reached"},
-		{name: "nobody there, and needed", resolvers: []string{nowhere}, require: true, caa: ratls.Fail, signed: ratls.Skip, text: "no resolver could be reached"},
+		{name: "nobody there", resolvers: []string{nowhere}, caa: ratls.Fail, signed: ratls.Skip, text: "no resolver could be reached"},
+		{name: "nobody there, and not to be asked", resolvers: []string{nowhere}, skip: true, caa: ratls.Skip, signed: ratls.Skip, text: "--skip-dns"},
 		{name: "nobody to ask", caa: ratls.Skip, signed: ratls.Skip, text: "names below localhost are not in the DNS"},
-		{name: "nobody to ask, and needed", require: true, caa: ratls.Fail, signed: ratls.Skip},
 		{name: "nobody to ask, signatures demanded", dnssec: true, caa: ratls.Skip, signed: ratls.Fail},
 		{name: "signatures demanded of a zone without", resolvers: []string{resolver(t, demo.DefaultBase, same...)}, dnssec: true, caa: ratls.Pass, signed: ratls.Fail},
-		{name: "signatures demanded, nobody there", resolvers: []string{nowhere}, dnssec: true, caa: ratls.Skip, signed: ratls.Fail},
+		{name: "signatures demanded, nobody there", resolvers: []string{nowhere}, dnssec: true, caa: ratls.Fail, signed: ratls.Fail},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			url, _ := w.play(t, attack{statement: accounted, history: attested})
 			o := w.options
-			o.Resolvers, o.RequireDNS, o.DNSSEC = row.resolvers, row.require, row.dnssec
+			o.Resolvers, o.SkipDNS, o.DNSSEC = row.resolvers, row.skip, row.dnssec
 			r := must(verify.URL(t.Context(), url, o))(t)
 			caa, signed := statusOf(t, r, verify.CheckCAA), statusOf(t, r, verify.CheckDNSSEC)
 			if caa.Status != row.caa || signed.Status != row.signed || !strings.Contains(caa.Detail, row.text) {

@@ -32,8 +32,9 @@ type quotedKey struct {
 	Attestation string    `json:"attestation"`
 }
 
-// history holds every key that the gateway says its certificates had to a quote of the gateway's program. That no other
-// certificate exists, only a certificate transparency monitor can see.
+// history holds every key that the gateway says its certificates had to a quote of the gateway's program: to what the relying
+// party pins, and this connection's key also to the very image that made the document. An app id alone is what any image can
+// log. That no other certificate exists, only a certificate transparency monitor can see.
 func (j *judgement) history(ctx context.Context) ratls.Check {
 	if c, ok := j.unquoted(CheckHistory); !ok {
 		return c
@@ -43,10 +44,8 @@ func (j *judgement) history(ctx context.Context) ratls.Check {
 	switch {
 	case err != nil:
 		return fail(CheckHistory, "%v", err)
-	case info == nil && account == "":
-		return skip(CheckHistory, "%s; the statement names no ACME account, so the certificate is not publicly issued", reason)
 	case info == nil:
-		return fail(CheckHistory, "%s, although the statement names ACME account %s", reason, account)
+		return fail(CheckHistory, "%s", reason)
 	case info.AccountURI != account:
 		return fail(CheckHistory, "the history is of ACME account %q, the statement names %q", info.AccountURI, account)
 	}
@@ -57,19 +56,32 @@ func (j *judgement) history(ctx context.Context) ratls.Check {
 	if err := h.account(ctx, *info); err != nil {
 		return fail(CheckHistory, "account %s: %v", info.AccountURI, err)
 	}
-	found := false
+	var here, elsewhere, others int // records of this connection's key by this image and by others; all records by others
 	for _, k := range info.Keys {
 		digest := sha256.Sum256(k.PublicKey)
 		current := bytes.Equal(k.PublicKey, j.chain[0].RawSubjectPublicKeyInfo)
-		found = found || current
-		if err := h.key(ctx, k, current); err != nil {
+		same, err := h.key(ctx, k, current)
+		switch {
+		case err != nil:
 			return fail(CheckHistory, "key SHA-256 %x: %v", digest, err)
+		case current && same:
+			here++
+		case current:
+			elsewhere++
+		}
+		if !same {
+			others++
 		}
 	}
-	if !found {
+	switch {
+	case here == 0 && elsewhere > 0:
+		return fail(CheckHistory, "this connection's key was quoted only by images with other registers MRTD, RTMR1 and RTMR2 than the gateway's")
+	case here == 0:
 		return fail(CheckHistory, "this connection's key is not among the %d that the gateway's program had quoted", len(info.Keys))
+	case others > 0 && j.options.Chain.Gateway.Empty():
+		return pass(CheckHistory, "%d records of keys, this connection's among them, were quoted by app %x; %d of them by images with other registers, earlier ones or somebody's: pin the gateway's measurements to tell", len(info.Keys), []byte(h.gateway.Info.AppID), others)
 	}
-	return pass(CheckHistory, "all keys that its certificates are said to have had, %d with this connection's, were quoted by app %x", len(info.Keys), []byte(h.app))
+	return pass(CheckHistory, "all keys that its certificates are said to have had, %d with this connection's, were quoted by app %x", len(info.Keys), []byte(h.gateway.Info.AppID))
 }
 
 // acmeInfo reads the history; nil, with the reason, when the gateway offers none.
@@ -97,8 +109,8 @@ func (j *judgement) acmeInfo() (info *acmeInfo, reason string, err error) {
 // historian verifies evidence of the gateway's past.
 type historian struct {
 	now, past ratls.Verifiers // by the policy; and by one that forgives platforms that have become outdated since
-	kind      ratls.Kind
-	app       ratls.Hex
+	gateway   *ratls.Party    // that quoted the document
+	pins      ratls.Pins
 }
 
 func (j *judgement) newHistorian() (*historian, error) {
@@ -124,14 +136,14 @@ func (j *judgement) newHistorian() (*historian, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &historian{now: now, past: past, kind: j.report.Gateway.Quote.Kind, app: j.report.Gateway.Info.AppID}, nil
+	return &historian{now: now, past: past, gateway: j.report.Gateway, pins: j.options.Chain.Gateway}, nil
 }
 
-// key verifies one key; the one of the connection by today's policy.
-func (h *historian) key(ctx context.Context, k quotedKey, current bool) error {
+// key verifies one key, the one of the connection by today's policy, and reports whether the gateway's present image quoted it.
+func (h *historian) key(ctx context.Context, k quotedKey, current bool) (same bool, err error) {
 	e, err := evidenceOf(k.Quote, k.Attestation)
 	if err != nil {
-		return err
+		return false, err
 	}
 	verifiers := h.past
 	if current {
@@ -149,29 +161,40 @@ func (h *historian) account(ctx context.Context, info acmeInfo) error {
 	if err != nil {
 		return err
 	}
-	return h.verify(ctx, h.past, e, ratls.TaggedReportData(ratls.TagACMEAccount, []byte(info.AccountURI)))
+	_, err = h.verify(ctx, h.past, e, ratls.TaggedReportData(ratls.TagACMEAccount, []byte(info.AccountURI)))
+	return err
 }
 
 // verify holds evidence to the report data that it has to be over, and to the program that has to have made it.
-func (h *historian) verify(ctx context.Context, verifiers ratls.Verifiers, e evidence, want ratls.ReportData) error {
+// It reports whether that was the gateway's present image.
+func (h *historian) verify(ctx context.Context, verifiers ratls.Verifiers, e evidence, want ratls.ReportData) (same bool, err error) {
 	q, err := verifiers.Verify(ctx, e.quote)
 	if err != nil {
-		return err
+		return false, err
 	}
-	if q.Kind != h.kind {
-		return fmt.Errorf("the quote is of %q, the gateway's of %q", q.Kind, h.kind)
+	if q.Kind != h.gateway.Quote.Kind {
+		return false, fmt.Errorf("the quote is of %q, the gateway's of %q", q.Kind, h.gateway.Quote.Kind)
 	}
 	if q.ReportData != want {
-		return fmt.Errorf("the quote is over %s, want %s", q.ReportData, want)
+		return false, fmt.Errorf("the quote is over %s, want %s", q.ReportData, want)
 	}
 	info, err := ratls.DecodeAppInfo(q, e.events, e.config)
 	if err != nil {
-		return err
+		return false, err
 	}
-	if len(h.app) == 0 || !bytes.Equal(info.AppID, h.app) {
-		return fmt.Errorf("it was quoted by app %x, the gateway is app %x", []byte(info.AppID), []byte(h.app))
+	if app := h.gateway.Info.AppID; len(app) == 0 || !bytes.Equal(info.AppID, app) {
+		return false, fmt.Errorf("it was quoted by app %x, the gateway is app %x", []byte(info.AppID), []byte(app))
 	}
-	return nil
+	if err := h.pins.Judge(q, info); err != nil {
+		return false, fmt.Errorf("it was quoted by another program than is pinned: %w", err)
+	}
+	return sameImage(q, h.gateway.Quote), nil
+}
+
+// sameImage compares firmware, kernel and the file system with its command line. RTMR0 holds the size of the machine, in which the
+// nodes of one gateway may differ.
+func sameImage(a, b *ratls.Quote) bool {
+	return a.MRTD == b.MRTD && a.RTMR[1] == b.RTMR[1] && a.RTMR[2] == b.RTMR[2]
 }
 
 // evidence is a quote with what belongs to it.

@@ -61,6 +61,9 @@ func (j *judgement) walk(ctx context.Context) {
 	}
 	subject := j.bundle.subject(j.target, j.chain[0])
 	subject.FreshApp = subject.FreshApp || j.options.FreshApp
+	if subject.RequireExporter = j.options.Exporter == "" || j.options.Exporter == ExporterRequire; subject.RequireExporter && subject.Unbound != "" {
+		subject.Unbound += " (--exporter=auto accepts that)"
+	}
 	j.report = j.options.Chain.Verify(ctx, text, subject)
 	if doc, err := ratls.ParseDocument(text); err == nil {
 		j.memory.stapled = doc.Collateral

@@ -1,6 +1,7 @@
 package verify
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -47,7 +48,7 @@ func (m *memory) ask(ctx context.Context, name, qtype string) (message []byte, r
 	i := slices.IndexFunc(m.bundle.DNS, recorded)
 	if i < 0 {
 		if m.live == nil {
-			return nil, "", fmt.Errorf("%w to %s %s", errNotRecorded, name, qtype)
+			return nil, "", fmt.Errorf("%w to %s %s", errNotRecorded, cmp.Or(name, "."), qtype)
 		}
 		m.bundle.DNS = append(m.bundle.DNS, m.resolve(ctx, name, qtype))
 		i = len(m.bundle.DNS) - 1

@@ -37,14 +37,31 @@ type Options struct {
 	FreshApp bool
 	// Resolvers are asked for the zone's records, each "address:port", in this order; none is what the system is configured with.
 	Resolvers []string
-	// RequireDNS fails where no resolver could be asked.
-	RequireDNS bool
+	// SkipDNS asks no resolver. Otherwise it is a failure when none can be reached, but for names below localhost.
+	SkipDNS bool
+	// Nonce is what the gateway is to quote, 32 bytes; nil is a random one. Exporter says whether the answer has to be bound to
+	// the connection.
+	Nonce    []byte
+	Exporter Exporter
 	// DNSSEC demands that the CAA records are signed from the root down. Anchors are DS records of the root zone; nil is IANA's.
 	DNSSEC  bool
 	Anchors []string
 	// Collateral is asked for what a quote of the key history needs and the document does not have; nil is Intel's service.
 	Collateral ratls.Getter
 }
+
+// Exporter says what becomes of an answer that is not bound to the connection that it came on.
+type Exporter string
+
+const (
+	// ExporterRequire fails it, and is the zero value too: whoever has the certificate's key, and not the gateway's memory, can
+	// relay everything but the binding.
+	ExporterRequire Exporter = "require"
+	// ExporterAuto takes it where the gateway or TLS 1.2 refuse to bind.
+	ExporterAuto Exporter = "auto"
+	// ExporterOff does not ask for the binding.
+	ExporterOff Exporter = "off"
+)
 
 // Result is the outcome of one verification.
 type Result struct {

@@ -61,6 +61,7 @@ const (
 func TestOutcomesAreTold(t *testing.T) {
 	wrong := write(t, "base_domains = [\"x\"]\nnode = 1\n")
 	pinned := write(t, "[apps]\nkey_provider = [\"kms\"]\n")
+	unmeasured := write(t, "[gateway]\nos_image_hash = [\""+strings.Repeat("00", 32)+"\"]\n")
 	hardware := write(t, "base_domains = [\"dstack.example.com\"]\ndata_dir = \""+t.TempDir()+"\"\ndns.addresses = [\"203.0.113.5\"]\ntunnel.endpoint = \"203.0.113.5:51820\"\n")
 	for _, row := range []struct {
 		name, args string
@@ -92,6 +93,12 @@ func TestOutcomesAreTold(t *testing.T) {
 		{"a bundle without its roots", "verify " + kept, 1, "NOT VERIFIED: tls-certificate, gateway-quote", ""},
 		{"a bundle long after", "verify --at 2126-01-01T00:00:00Z" + roots + kept, 1, "NOT VERIFIED: ", ""},
 		{"a bundle by a policy", "verify --policy " + pinned + roots + kept, 1, "NOT VERIFIED: app-measurements", ""},
+		{"an image hash that pins nothing", "verify --policy " + unmeasured + " https://127.0.0.1:1", 2, "", "gateway.os_image_hash: is covered by no quote"},
+		{"no exporter mode", "verify --exporter maybe https://127.0.0.1:1", 2, "", "want require, auto or off"},
+		{"short nonce", "verify --nonce 00ff https://127.0.0.1:1", 2, "", "want 64 hex digits"},
+		{"a nonce for a bundle", "verify --nonce " + strings.Repeat("00", 32) + " " + kept, 2, "", "need a URL"},
+		{"DNS asked and not", "verify --skip-dns --dnssec https://127.0.0.1:1", 2, "", "choose"},
+		{"a root that can be none", "verify --simulated-root ../../verify/testdata/ca.pem https://127.0.0.1:1", 2, "", "--simulated-root ../../verify/testdata/ca.pem: "},
 		{"root file without a root", "verify --simulated-root " + wrong + " https://127.0.0.1:1", 2, "", "holds no certificate in PEM"},
 	} {
 		t.Run(row.name, func(t *testing.T) {

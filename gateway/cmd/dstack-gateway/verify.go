@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"crypto/x509"
+	"encoding/hex"
 	"encoding/json"
 	"encoding/pem"
 	"errors"
@@ -24,9 +25,10 @@ const maxBundleFile = 64 << 20
 
 // verifyFlags are what verify can be told.
 type verifyFlags struct {
-	ca, simulated, policy, bundle, at    string
-	resolvers                            []string
-	asJSON, freshApp, requireDNS, dnssec bool
+	ca, simulated, policy, bundle, at string
+	nonce, exporter                   string
+	resolvers                         []string
+	asJSON, freshApp, skipDNS, dnssec bool
 }
 
 func verifyCommand() *cobra.Command {
@@ -64,8 +66,10 @@ With --bundle everything that was seen is kept in a file, and "verify FILE" judg
 	flags.StringVar(&f.simulated, "simulated-root", "", "also accept simulated TDX evidence below the root in this PEM `FILE`; it proves nothing about hardware")
 	flags.StringVar(&f.policy, "policy", "", "accept only what this TOML `FILE` says; configs/policy.toml has every key")
 	flags.StringSliceVar(&f.resolvers, "resolver", nil, "ask this `ADDRESS[:PORT]` for CAA and DNSSEC records instead of the system's resolvers; may be repeated")
-	flags.BoolVar(&f.requireDNS, "require-dns", false, "fail when no resolver can be reached")
+	flags.BoolVar(&f.skipDNS, "skip-dns", false, "ask no resolver, instead of failing when none can be reached")
 	flags.BoolVar(&f.dnssec, "dnssec", false, "validate the CAA records from the root zone's keys down")
+	flags.StringVar(&f.exporter, "exporter", string(verify.ExporterRequire), "binding of the answer to this TLS session: `MODE` require fails without, auto takes what the gateway can, off does not ask")
+	flags.StringVar(&f.nonce, "nonce", "", "have this `HEX` of 32 bytes quoted, instead of random ones")
 	flags.BoolVar(&f.freshApp, "fresh-app", false, "have the instances quote the nonce too, not only the gateway")
 	flags.StringVar(&f.bundle, "bundle", "", "keep everything that was seen in this `FILE`")
 	flags.StringVar(&f.at, "at", "", "judge a bundle as of this `TIME`, as 2026-11-24T05:00:00Z or now, instead of its own")
@@ -85,8 +89,8 @@ func (f *verifyFlags) verify(cmd *cobra.Command, what string) (*verify.Result, e
 		}
 		return verify.URL(cmd.Context(), what, o)
 	}
-	if f.bundle != "" || len(f.resolvers) > 0 {
-		return nil, errors.New("--bundle and --resolver need a URL: a bundle is judged without a network")
+	if f.bundle != "" || len(f.resolvers) > 0 || f.nonce != "" {
+		return nil, errors.New("--bundle, --resolver and --nonce need a URL: a bundle is judged without a network")
 	}
 	return f.replay(cmd.Context(), what, o)
 }
@@ -168,7 +172,21 @@ func coloured(w io.Writer) bool {
 
 // options are what is accepted.
 func (f *verifyFlags) options(cmd *cobra.Command) (verify.Options, error) {
-	o := verify.Options{FreshApp: f.freshApp, RequireDNS: f.requireDNS, DNSSEC: f.dnssec}
+	o := verify.Options{FreshApp: f.freshApp, SkipDNS: f.skipDNS, DNSSEC: f.dnssec, Exporter: verify.Exporter(f.exporter)}
+	switch o.Exporter {
+	case verify.ExporterRequire, verify.ExporterAuto, verify.ExporterOff:
+	default:
+		return o, fmt.Errorf("--exporter %q: want require, auto or off", f.exporter)
+	}
+	if o.SkipDNS && (o.DNSSEC || len(f.resolvers) > 0) {
+		return o, errors.New("--skip-dns asks nobody, --dnssec and --resolver need answers: choose")
+	}
+	if f.nonce != "" {
+		var err error
+		if o.Nonce, err = hex.DecodeString(f.nonce); err != nil || len(o.Nonce) != ratls.NonceSize {
+			return o, fmt.Errorf("--nonce %q: want %d hex digits", f.nonce, 2*ratls.NonceSize)
+		}
+	}
 	for _, text := range f.resolvers {
 		resolver, err := verify.Resolver(text)
 		if err != nil {
@@ -186,6 +204,9 @@ func (f *verifyFlags) options(cmd *cobra.Command) (verify.Options, error) {
 		root, err := readRoot(f.simulated)
 		if err != nil {
 			return o, err
+		}
+		if _, err := ratls.NewVerifier(ratls.VerifierConfig{Root: root, Getter: ratls.Stapled(nil)}); err != nil {
+			return o, fmt.Errorf("--simulated-root %s: %w", f.simulated, err)
 		}
 		o.Chain.Roots = []ratls.VerifierConfig{{}, {Root: root}}
 	}
