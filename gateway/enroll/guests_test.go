@@ -15,6 +15,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/vmihailenco/msgpack/v5"
+
 	"dstack.host/gateway/registry"
 	"dstack.host/ratls"
 	"dstack.host/ratls/simtdx"
@@ -191,3 +193,35 @@ func with(c tls.Certificate, more ...[]byte) tls.Certificate {
 func ptr[T any](v T) *T { return &v }
 
 func ecKey(c *tls.Certificate) *ecdsa.PrivateKey { return c.PrivateKey.(*ecdsa.PrivateKey) }
+
+// messagePack is version 1 of an attestation (dstack 0.6 dstack-attest/src/v1.rs): maps with named members.
+func messagePack(t testing.TB, a ratls.Attestation) []byte {
+	t.Helper()
+	type runtimeEvent struct {
+		Event   string `msgpack:"event"`
+		Payload []byte `msgpack:"payload"`
+		Version int    `msgpack:"version"`
+	}
+	type tdx struct {
+		Quote    []byte `msgpack:"quote"`
+		EventLog []any  `msgpack:"event_log"`
+	}
+	type stack struct {
+		ReportData    []byte         `msgpack:"report_data"`
+		RuntimeEvents []runtimeEvent `msgpack:"runtime_events"`
+		Config        string         `msgpack:"config"`
+	}
+	type tagged struct {
+		Kind string `msgpack:"kind"`
+		Data any    `msgpack:"data"`
+	}
+	s := stack{ReportData: a.ReportData[:], Config: a.Config}
+	for _, e := range a.RuntimeEvents {
+		s.RuntimeEvents = append(s.RuntimeEvents, runtimeEvent{e.Name, e.Payload, e.Version})
+	}
+	return must(msgpack.Marshal(struct {
+		Version  int    `msgpack:"version"`
+		Platform tagged `msgpack:"platform"`
+		Stack    tagged `msgpack:"stack"`
+	}{1, tagged{"tdx", tdx{Quote: a.Quote, EventLog: []any{}}}, tagged{"dstack", s}}))(t)
+}

@@ -37,6 +37,11 @@ func TestEveryKindOfGuestRegisters(t *testing.T) {
 		{"legacy quote and event log", func(t *testing.T, td *simtdx.TD) tls.Certificate {
 			return attested(t, td, func(o *ratls.CertOptions) { o.Legacy = true })
 		}, false, "ratls-legacy", ratls.BindingCertificate},
+		{"attestation of version 1", func(t *testing.T, td *simtdx.TD) tls.Certificate {
+			return leaf(t, nil, func(spki []byte) []pkix.Extension {
+				return []pkix.Extension{ext(t, 8, messagePack(t, attestation(t, td, ratls.TaggedReportData(ratls.TagCertificate, spki))))}
+			})
+		}, false, "ratls-v1", ratls.BindingCertificate},
 		{"attestation and app info of the KMS", func(t *testing.T, td *simtdx.TD) tls.Certificate {
 			info := fromKMS(t, td)
 			return attested(t, td, func(o *ratls.CertOptions) {
