@@ -217,7 +217,7 @@ func messagePack(t testing.TB, a ratls.Attestation) []byte {
 	}
 	s := stack{ReportData: a.ReportData[:], Config: a.Config}
 	for _, e := range a.RuntimeEvents {
-		s.RuntimeEvents = append(s.RuntimeEvents, runtimeEvent{e.Name, e.Payload, e.Version})
+		s.RuntimeEvents = append(s.RuntimeEvents, runtimeEvent{e.Name, append([]byte{}, e.Payload...), e.Version})
 	}
 	return must(msgpack.Marshal(struct {
 		Version  int    `msgpack:"version"`
