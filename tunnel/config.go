@@ -34,6 +34,8 @@ type Config struct {
 	// Address is this end's address inside the tunnel with the prefix in which peers are reached; peers outside of the
 	// prefix get a host route of their own.
 	Address netip.Prefix
+	// Address6 is a second address, of IPv6 where Address is of IPv4, with its prefix. Optional: peers have no second one then.
+	Address6 netip.Prefix
 	// MTU of the inside; 0 is DefaultMTU.
 	MTU int
 	// Inbound lets peers open connections to this end, as a CVM needs. Without it Listen refuses, and the netstack and
@@ -71,6 +73,11 @@ func (c *Config) check() error {
 	} else if err := checkUnicast(c.Address.Addr()); err != nil {
 		fault("address %v: %w", c.Address, err)
 	}
+	if c.Address6 != (netip.Prefix{}) {
+		if err := checkSecond(c.Address.Addr(), c.Address6.Addr()); err != nil {
+			fault("second address %v: %w", c.Address6, err)
+		}
+	}
 	if a := c.Listen.Addr(); a.Zone() != "" || a.IsMulticast() {
 		fault("listen %v: not an address to listen on", c.Listen)
 	}
@@ -90,6 +97,14 @@ func (c *Config) check() error {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
 	return errors.Join(faults...)
+}
+
+// addresses are those of this end.
+func (c *Config) addresses() []netip.Prefix {
+	if !c.Address6.IsValid() {
+		return []netip.Prefix{c.Address}
+	}
+	return []netip.Prefix{c.Address, c.Address6}
 }
 
 func validName(s string) bool {

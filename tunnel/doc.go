@@ -5,6 +5,6 @@
 // ([Tunnel.Reconcile]); the difference to what the device has is computed by the pure [Diff] and applied with one
 // message for each changed peer, so that a change to one peer disturbs no other.
 //
-// A peer owns exactly one address, its AllowedIPs are that address as a /32 or /128, so a peer can neither send
+// A peer owns exactly one address, or one of each family; its AllowedIPs are that as a /32 or /128, so a peer can neither send
 // from nor receive for the address of another. The package knows keys and addresses, nothing of apps.
 package tunnel

@@ -13,7 +13,7 @@ import (
 // gateway's own services, and the hosts behind it, out of reach of its peers.
 type filtered struct {
 	tun.Device
-	local netip.Addr
+	local []netip.Prefix // this end's addresses
 	// open lets peers ask too: what they like, or with ports only to open TCP connections to those.
 	open  bool
 	ports []uint16
@@ -26,7 +26,7 @@ func (f *filtered) Write(bufs [][]byte, offset int) (int, error) {
 	}
 	kept := bufs[:0] // the slice is the caller's to give away, wireguard-go resets it after the call
 	for _, b := range bufs {
-		if solicited(b[offset:], f.local) || f.open && invited(b[offset:], f.local, f.ports) {
+		if f.passes(b[offset:]) {
 			kept = append(kept, b)
 		}
 	}
@@ -37,6 +37,16 @@ func (f *filtered) Write(bufs [][]byte, offset int) (int, error) {
 		return 0, err
 	}
 	return len(bufs), nil
+}
+
+// passes reports whether a packet is for one of this end's addresses, and may reach it.
+func (f *filtered) passes(packet []byte) bool {
+	for _, own := range f.local {
+		if local := own.Addr(); solicited(packet, local) || f.open && invited(packet, local, f.ports) {
+			return true
+		}
+	}
+	return false
 }
 
 // Protocol numbers (IANA) and the parts of the headers that matter.

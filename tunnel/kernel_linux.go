@@ -52,7 +52,7 @@ func kernelLink(cfg *Config) (*kernelDevice, error) {
 		return nil, fmt.Errorf("interface %s exists and is no kernel WireGuard device but %q: choose another name",
 			cfg.Name, l.Type())
 	}
-	return &kernelDevice{link: link{Link: l, local: cfg.Address}, created: created}, nil
+	return &kernelDevice{link: link{Link: l, local: cfg.addresses()}, created: created}, nil
 }
 
 // up is also where the kernel opens its UDP sockets, so a taken port is told here.

@@ -19,18 +19,20 @@ import (
 type link struct {
 	*wgctrl.Client
 	netlink.Link
-	local netip.Prefix
+	local []netip.Prefix
 }
 
-// address gives the interface its MTU and its address. The address with its prefix is also the route to the peers in
+// address gives the interface its MTU and its addresses. An address with its prefix is also the route to the peers in
 // the prefix.
 func (l *link) address(mtu int) error {
 	if err := netlink.LinkSetMTU(l.Link, mtu); err != nil {
 		return fmt.Errorf("set mtu %d: %w", mtu, err)
 	}
-	own := ipNet(l.local)
-	if err := netlink.AddrReplace(l.Link, &netlink.Addr{IPNet: &own}); err != nil {
-		return fmt.Errorf("add address %v: %w", l.local, err)
+	for _, p := range l.local {
+		own := ipNet(p)
+		if err := netlink.AddrReplace(l.Link, &netlink.Addr{IPNet: &own, Flags: unix.IFA_F_NODAD}); err != nil { // nobody else has it
+			return fmt.Errorf("add address %v: %w", p, err)
+		}
 	}
 	return nil
 }
@@ -43,10 +45,14 @@ func (l *link) setUp() error {
 	return nil
 }
 
-// dial binds to this end's address: if the interface is gone, so is the address, and the dial fails instead of leaving
+// dial binds to this end's address of the family: if the interface is gone, so is the address, and the dial fails instead of leaving
 // by another way.
 func (l *link) dial(ctx context.Context, to netip.AddrPort) (net.Conn, error) {
-	d := net.Dialer{LocalAddr: &net.TCPAddr{IP: l.local.Addr().AsSlice()}, Control: latePort}
+	own := l.local[0].Addr()
+	if len(l.local) > 1 && to.Addr().Is6() {
+		own = l.local[1].Addr()
+	}
+	d := net.Dialer{LocalAddr: &net.TCPAddr{IP: own.AsSlice()}, Control: latePort}
 	return d.DialContext(ctx, "tcp", to.String())
 }
 

@@ -107,6 +107,27 @@ func TestTUNCarriesTCP(t *testing.T) {
 	}
 }
 
+// TestTUNCarriesASecondAddress needs the interface's own address of IPv6, and a dial from it.
+func TestTUNCarriesASecondAddress(t *testing.T) {
+	if !inNamespace(t) {
+		return
+	}
+	if _, err := os.Stat("/proc/net/if_inet6"); err != nil {
+		t.Skipf("no IPv6 here: %v", err)
+	}
+	gw := open(t, tunnel.Config{Device: "tun", Name: "wgtest0", Address: netip.MustParsePrefix("10.0.0.1/24"), Address6: netip.MustParsePrefix("fd12::1/64")})
+	second := netip.MustParseAddr("fd12::a00:2")
+	cvm := open(t, tunnel.Config{Address: netip.MustParsePrefix("10.0.0.2/32"), Address6: netip.PrefixFrom(second, 128), Inbound: true})
+	both, toGateway := peer(cvm), reachable(gw)
+	both.Addr6, toGateway.Addr6 = second, netip.MustParseAddr("fd12::1")
+	reconcile(t, gw, both)
+	reconcile(t, cvm, toGateway)
+	serveEchoAt(t, cvm, netip.AddrPortFrom(second, 80), "six:")
+	if got, err := exchange(t.Context(), gw, "[fd12::a00:2]:80", "x"); err != nil || got != "six:x" {
+		t.Errorf("%q, %v", got, err)
+	}
+}
+
 func TestTUNTakesConnectionsOfACVM(t *testing.T) {
 	if !inNamespace(t) {
 		return

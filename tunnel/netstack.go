@@ -39,7 +39,7 @@ type netTUN struct {
 	// set by newNetTUN
 	stack   *stack.Stack
 	link    *channel.Endpoint
-	local   netip.Addr
+	local   []netip.Prefix
 	mtu     int
 	packets chan *stack.PacketBuffer
 	events  chan tun.Event
@@ -50,7 +50,7 @@ type netTUN struct {
 
 var _ tun.Device = (*netTUN)(nil)
 
-func newNetTUN(local netip.Addr, mtu int) (*netTUN, error) {
+func newNetTUN(local []netip.Prefix, mtu int) (*netTUN, error) {
 	t := &netTUN{
 		stack: stack.New(stack.Options{
 			NetworkProtocols:   []stack.NetworkProtocolFactory{ipv4.NewProtocol, ipv6.NewProtocol},
@@ -80,16 +80,18 @@ func (t *netTUN) configure() tcpip.Error {
 	if err := t.stack.CreateNIC(nic, t.link); err != nil {
 		return err
 	}
-	full, proto := t.fullAddress(netip.AddrPortFrom(t.local, 0))
-	addr := tcpip.ProtocolAddress{Protocol: proto, AddressWithPrefix: full.Addr.WithPrefix()}
-	if err := t.stack.AddProtocolAddress(nic, addr, stack.AddressProperties{}); err != nil {
-		return err
+	for _, own := range t.local {
+		full, proto := t.fullAddress(netip.AddrPortFrom(own.Addr(), 0))
+		addr := tcpip.ProtocolAddress{Protocol: proto, AddressWithPrefix: full.Addr.WithPrefix()}
+		if err := t.stack.AddProtocolAddress(nic, addr, stack.AddressProperties{}); err != nil {
+			return err
+		}
+		destination := header.IPv4EmptySubnet
+		if own.Addr().Is6() {
+			destination = header.IPv6EmptySubnet
+		}
+		t.stack.AddRoute(tcpip.Route{Destination: destination, NIC: nic})
 	}
-	destination := header.IPv4EmptySubnet
-	if t.local.Is6() {
-		destination = header.IPv6EmptySubnet
-	}
-	t.stack.AddRoute(tcpip.Route{Destination: destination, NIC: nic})
 	return nil
 }
 
@@ -198,7 +200,7 @@ func (t *netTUN) BatchSize() int           { return netBatch }
 // dial connects to a. The errors that callers tell apart are those of package syscall, as with a kernel socket.
 func (t *netTUN) dial(ctx context.Context, a netip.AddrPort) (net.Conn, error) {
 	to, proto := t.fullAddress(a)
-	// The source is the only address there is. Binding it first would make its ports few: one for each connection,
+	// The source is the only address of the family. Binding it first would make its ports few: one for each connection,
 	// instead of one for each connection to the same destination.
 	c, err := gonet.DialContextTCP(ctx, t.stack, to, proto)
 	if err != nil {
@@ -297,11 +299,11 @@ type netDevice struct {
 
 // openNetstack needs no privilege.
 func openNetstack(cfg *Config) (platform, error) {
-	t, err := newNetTUN(cfg.Address.Addr(), cfg.MTU)
+	t, err := newNetTUN(cfg.addresses(), cfg.MTU)
 	if err != nil {
 		return nil, err
 	}
-	u := newUserspace(&filtered{Device: t, local: cfg.Address.Addr(), open: cfg.Inbound, ports: cfg.InboundPorts}, cfg)
+	u := newUserspace(&filtered{Device: t, local: cfg.addresses(), open: cfg.Inbound, ports: cfg.InboundPorts}, cfg)
 	return &netDevice{userspace: u, inProcess: inProcess{u.device}, tun: t}, nil
 }
 

@@ -20,6 +20,8 @@ type Peer struct {
 	Key PublicKey
 	// Addr is the only address the peer may use inside the tunnel; no two peers have the same.
 	Addr netip.Addr
+	// Addr6 is a second one, of IPv6 where Addr is of IPv4. The zero value: none.
+	Addr6 netip.Addr
 	// Endpoint is where the peer is reached. The zero value: learned from the peer's own packets. WireGuard follows a
 	// peer that moves in either case.
 	Endpoint netip.AddrPort
@@ -27,8 +29,24 @@ type Peer struct {
 	Keepalive time.Duration
 }
 
-// AllowedIPs returns the address as the prefix that holds nothing else.
-func (p Peer) AllowedIPs() netip.Prefix { return netip.PrefixFrom(p.Addr, p.Addr.BitLen()) }
+// addrs are the addresses that the peer may use.
+func (p Peer) addrs() []netip.Addr {
+	list := make([]netip.Addr, 0, 2)
+	for _, a := range []netip.Addr{p.Addr, p.Addr6} {
+		if a.IsValid() {
+			list = append(list, a)
+		}
+	}
+	return list
+}
+
+// allowedIPs are the addresses as prefixes that hold nothing else.
+func (p Peer) allowedIPs() (list []net.IPNet) {
+	for _, a := range p.addrs() {
+		list = append(list, ipNet(netip.PrefixFrom(a, a.BitLen())))
+	}
+	return list
+}
 
 // check tells everything that a device would refuse or read differently.
 func (p Peer) check() error {
@@ -39,6 +57,11 @@ func (p Peer) check() error {
 	if err := checkUnicast(p.Addr); err != nil {
 		faults = append(faults, fmt.Errorf("address %v: %w", p.Addr, err))
 	}
+	if p.Addr6 != (netip.Addr{}) {
+		if err := checkSecond(p.Addr, p.Addr6); err != nil {
+			faults = append(faults, fmt.Errorf("second address %v: %w", p.Addr6, err))
+		}
+	}
 	if p.Endpoint != (netip.AddrPort{}) {
 		if err := checkEndpoint(p.Endpoint); err != nil {
 			faults = append(faults, fmt.Errorf("endpoint %v: %w", p.Endpoint, err))
@@ -48,6 +71,17 @@ func (p Peer) check() error {
 		faults = append(faults, fmt.Errorf("keepalive %v: want whole seconds, 0 to 65535", p.Keepalive))
 	}
 	return errors.Join(faults...)
+}
+
+// checkSecond tells why an address can't be the second one beside another.
+func checkSecond(first, second netip.Addr) error {
+	if err := checkUnicast(second); err != nil {
+		return err
+	}
+	if !first.Is4() || !second.Is6() || second.IsLinkLocalUnicast() {
+		return errors.New("want a routable IPv6 address beside one of IPv4")
+	}
+	return nil
 }
 
 func checkUnicast(a netip.Addr) error {
@@ -76,7 +110,7 @@ func checkEndpoint(e netip.AddrPort) error {
 
 // checkPeers returns the peers that a device self can have, in order. Of two with the same key or address the first
 // stays; every one left out is told in the error. One bad peer must not keep the others out.
-func checkPeers(self PublicKey, own netip.Addr, peers []Peer) ([]Peer, error) {
+func checkPeers(self PublicKey, own []netip.Prefix, peers []Peer) ([]Peer, error) {
 	var (
 		good   = make([]Peer, 0, len(peers))
 		keys   = make(map[PublicKey]struct{}, len(peers))
@@ -87,18 +121,24 @@ func checkPeers(self PublicKey, own netip.Addr, peers []Peer) ([]Peer, error) {
 		var err error
 		if _, ok := keys[p.Key]; ok {
 			err = errors.New("key given twice")
-		} else if _, ok := addrs[p.Addr]; ok {
-			err = fmt.Errorf("address %v given twice", p.Addr)
 		} else if p.Key == self {
 			err = errors.New("is this device's own key")
-		} else if p.Addr == own {
-			err = fmt.Errorf("%v is this device's own address", p.Addr)
+		}
+		for _, a := range p.addrs() {
+			if _, ok := addrs[a]; ok {
+				err = cmp.Or(err, fmt.Errorf("address %v given twice", a))
+			} else if slices.ContainsFunc(own, func(o netip.Prefix) bool { return o.Addr() == a }) {
+				err = cmp.Or(err, fmt.Errorf("%v is this device's own address", a))
+			}
 		}
 		if err != nil {
 			faults = append(faults, fmt.Errorf("peer %v: %w", p.Key, err))
 			continue
 		}
-		keys[p.Key], addrs[p.Addr] = struct{}{}, struct{}{}
+		keys[p.Key] = struct{}{}
+		for _, a := range p.addrs() {
+			addrs[a] = struct{}{}
+		}
 		good = append(good, p)
 	}
 	return good, errors.Join(faults...)
@@ -211,7 +251,7 @@ func withRemovals(left []Peer, news []Change) []Change {
 }
 
 func differs(was, want Peer) bool {
-	return was.Addr != want.Addr || was.Keepalive != want.Keepalive || moved(was, want)
+	return was.Addr != want.Addr || was.Addr6 != want.Addr6 || was.Keepalive != want.Keepalive || moved(was, want)
 }
 
 func moved(was, want Peer) bool {
@@ -229,9 +269,9 @@ func (c Change) message() wgtypes.PeerConfig {
 	// A peer that is not there must not be created by an update: it was removed behind our back and the next reading
 	// of the device will tell.
 	m.UpdateOnly = c.Op == Update
-	if c.Was.Addr != c.Peer.Addr {
+	if c.Was.Addr != c.Peer.Addr || c.Was.Addr6 != c.Peer.Addr6 {
 		m.ReplaceAllowedIPs = true
-		m.AllowedIPs = []net.IPNet{ipNet(c.Peer.AllowedIPs())}
+		m.AllowedIPs = c.Peer.allowedIPs()
 	}
 	if c.Was.Keepalive != c.Peer.Keepalive {
 		m.PersistentKeepaliveInterval = &c.Peer.Keepalive
@@ -247,23 +287,39 @@ func ipNet(p netip.Prefix) net.IPNet {
 }
 
 // peersOf returns the peers of d by key. For the endpoint, which WireGuard changes by itself, it takes what known says
-// of the same key. A peer with other AllowedIPs than one address gets no Addr, so it differs from any wanted one.
+// of the same key. A peer with other AllowedIPs than one address, or one of each family, gets no Addr, so it differs from any
+// wanted one.
 func peersOf(d *wgtypes.Device, known map[PublicKey]Peer) map[PublicKey]Peer {
 	peers := make(map[PublicKey]Peer, len(d.Peers))
 	for i := range d.Peers {
 		from := &d.Peers[i]
 		p := Peer{Key: PublicKey(from.PublicKey), Keepalive: from.PersistentKeepaliveInterval}
 		p.Endpoint = known[p.Key].Endpoint
-		if len(from.AllowedIPs) == 1 {
-			ones, bits := from.AllowedIPs[0].Mask.Size()
-			addr, _ := netip.AddrFromSlice(from.AllowedIPs[0].IP)
-			if addr = addr.Unmap(); ones == bits && bits == addr.BitLen() {
-				p.Addr = addr
-			}
-		}
+		p.Addr, p.Addr6 = addrsOf(from.AllowedIPs)
 		peers[p.Key] = p
 	}
 	return peers
+}
+
+// addrsOf reads the AllowedIPs of a peer that has one address, or one of IPv4 and one of IPv6; of any other it returns none.
+func addrsOf(allowed []net.IPNet) (first, second netip.Addr) {
+	var list []netip.Addr
+	for _, a := range allowed {
+		ones, bits := a.Mask.Size()
+		addr, _ := netip.AddrFromSlice(a.IP)
+		if addr = addr.Unmap(); ones != bits || bits != addr.BitLen() {
+			return netip.Addr{}, netip.Addr{}
+		}
+		list = append(list, addr)
+	}
+	slices.SortFunc(list, netip.Addr.Compare) // IPv4 comes first
+	switch {
+	case len(list) == 1:
+		return list[0], netip.Addr{}
+	case len(list) == 2 && list[0].Is4() && list[1].Is6():
+		return list[0], list[1]
+	}
+	return netip.Addr{}, netip.Addr{}
 }
 
 // byAddr returns the peers ordered by address.

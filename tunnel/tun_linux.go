@@ -28,7 +28,7 @@ func openTUN(cfg *Config) (_ platform, err error) {
 	if err != nil {
 		return nil, unavailable(fmt.Errorf("wgctrl: %w", err))
 	}
-	d := &tunDevice{link: link{Client: client, local: cfg.Address}}
+	d := &tunDevice{link: link{Client: client, local: cfg.addresses()}}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, d.close())
@@ -41,7 +41,7 @@ func openTUN(cfg *Config) (_ platform, err error) {
 	if err != nil {
 		return nil, unavailable(fmt.Errorf("create tun %s: %w", cfg.Name, err))
 	}
-	t = watch(&filtered{Device: t, local: cfg.Address.Addr(), open: cfg.Inbound, ports: cfg.InboundPorts})
+	t = watch(&filtered{Device: t, local: cfg.addresses(), open: cfg.Inbound, ports: cfg.InboundPorts})
 	d.userspace = newUserspace(t, cfg)
 	d.uapi.serve(d.device)
 	if d.Link, err = netlink.LinkByName(cfg.Name); err != nil {

@@ -8,6 +8,7 @@ import (
 	"maps"
 	"net"
 	"net/netip"
+	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -25,6 +26,7 @@ type Tunnel struct {
 	name      string
 	public    PublicKey
 	address   netip.Prefix
+	own       []netip.Prefix // address, and the second one
 	listen    netip.AddrPort
 	interval  time.Duration
 	inbound   bool
@@ -57,7 +59,7 @@ func Open(cfg Config) (*Tunnel, error) {
 		return nil, fmt.Errorf("tunnel: %w", err)
 	}
 	t := &Tunnel{
-		name: cfg.Name, public: cfg.PrivateKey.PublicKey(), address: cfg.Address, interval: cfg.HandshakeInterval,
+		name: cfg.Name, public: cfg.PrivateKey.PublicKey(), address: cfg.Address, own: cfg.addresses(), interval: cfg.HandshakeInterval,
 		inbound: cfg.Inbound, device: d, described: why, log: cfg.Logger,
 	}
 	t.handshakes.Store(&map[PublicKey]time.Time{})
@@ -88,7 +90,9 @@ func (t *Tunnel) start(cfg *Config) error {
 	t.listen = netip.AddrPortFrom(addr, uint16(d.ListenPort))
 	t.peers = peersOf(d, nil)
 	for _, p := range t.peers {
-		t.addrs.Store(p.Addr, p.Key)
+		for _, a := range p.addrs() {
+			t.addrs.Store(a, p.Key)
+		}
 	}
 	return nil
 }
@@ -154,7 +158,7 @@ func (t *Tunnel) read() error {
 // others. A peer that can't be applied is told in the error and does not keep the others from being applied; of two
 // with the same key or address the first is taken. The slice is not kept.
 func (t *Tunnel) Reconcile(ctx context.Context, want []Peer) error {
-	good, faults := checkPeers(t.public, t.address.Addr(), want)
+	good, faults := checkPeers(t.public, t.own, want)
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.closed {
@@ -194,14 +198,16 @@ func (t *Tunnel) apply(ctx context.Context, changes []Change) error {
 // applyOne makes one change on the device and then in the tables. The route to a new address comes first: if it can't
 // be made, the peer stays as it was and the change is tried again by the next Poll.
 func (t *Tunnel) applyOne(c Change) error {
-	moved := c.Was.Addr != c.Peer.Addr
+	was, is := c.Was.addrs(), c.Peer.addrs()
 	if c.Op != Remove {
 		if err := c.Peer.check(); err != nil {
 			return err
 		}
-		if moved && !t.address.Contains(c.Peer.Addr) {
-			if err := t.device.route(c.Peer.Addr, true); err != nil {
-				return err
+		for _, a := range is {
+			if !slices.Contains(was, a) && !t.onLink(a) {
+				if err := t.device.route(a, true); err != nil {
+					return err
+				}
 			}
 		}
 	}
@@ -213,13 +219,23 @@ func (t *Tunnel) applyOne(c Change) error {
 		delete(t.peers, c.Was.Key)
 	} else {
 		t.peers[c.Peer.Key] = c.Peer
-		t.addrs.Store(c.Peer.Addr, c.Peer.Key)
+		for _, a := range is {
+			t.addrs.Store(a, c.Peer.Key)
+		}
 	}
-	// A successor may hold the old address already, if peers exchange theirs.
-	if moved && t.addrs.CompareAndDelete(c.Was.Addr, c.Was.Key) && !t.address.Contains(c.Was.Addr) {
-		return t.device.route(c.Was.Addr, false)
+	var faults []error
+	for _, a := range was {
+		// A successor may hold the old address already, if peers exchange theirs.
+		if !slices.Contains(is, a) && t.addrs.CompareAndDelete(a, c.Was.Key) && !t.onLink(a) {
+			faults = append(faults, t.device.route(a, false))
+		}
 	}
-	return nil
+	return errors.Join(faults...)
+}
+
+// onLink reports whether an address is reached without a route of its own.
+func (t *Tunnel) onLink(a netip.Addr) bool {
+	return slices.ContainsFunc(t.own, func(p netip.Prefix) bool { return p.Contains(a) })
 }
 
 // forgetHandshakes drops the handshakes of peers that are gone, so that a key that comes back starts anew.
@@ -306,15 +322,18 @@ func parseDial(network, address string) (netip.AddrPort, error) {
 	return netip.AddrPort{}, net.UnknownNetworkError(network)
 }
 
-// Listen listens for TCP connections from peers. The address must be this end's, or unspecified, which means the same.
+// Listen listens for TCP connections from peers. The address must be one of this end's, or unspecified, which means the first.
 func (t *Tunnel) Listen(a netip.AddrPort) (net.Listener, error) {
 	if !t.inbound {
 		return nil, errors.New("tunnel: listen: this end takes no connections from its peers")
 	}
-	if a.Addr() != t.address.Addr() && !a.Addr().IsUnspecified() {
+	if a.Addr().IsUnspecified() {
+		a = netip.AddrPortFrom(t.address.Addr(), a.Port())
+	}
+	if !slices.ContainsFunc(t.own, func(p netip.Prefix) bool { return p.Addr() == a.Addr() }) {
 		return nil, fmt.Errorf("tunnel: listen %v: the address of this end is %v", a, t.address.Addr())
 	}
-	return t.device.listen(netip.AddrPortFrom(t.address.Addr(), a.Port()))
+	return t.device.listen(a)
 }
 
 // Close ends the device, its listeners and its connections, and returns when nothing of it runs any more. It can be

@@ -90,7 +90,12 @@ func reconcile(t testing.TB, tun *tunnel.Tunnel, want ...tunnel.Peer) {
 // serveEcho answers every connection to tun at port with what it says, after greeting with name.
 func serveEcho(t testing.TB, tun *tunnel.Tunnel, port uint16, name string) {
 	t.Helper()
-	l, err := tun.Listen(netip.AddrPortFrom(tun.Address().Addr(), port))
+	serveEchoAt(t, tun, netip.AddrPortFrom(tun.Address().Addr(), port), name)
+}
+
+func serveEchoAt(t testing.TB, tun *tunnel.Tunnel, at netip.AddrPort, name string) {
+	t.Helper()
+	l, err := tun.Listen(at)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -440,5 +445,66 @@ func checkPeers(t *testing.T, tun *tunnel.Tunnel, want []tunnel.Peer) {
 	}
 	if diff := cmp.Diff(byKey(want), byKey(tun.Peers()), comparers); diff != "" {
 		t.Errorf("peers of the device (-want +got):\n%s", diff)
+	}
+}
+
+// TestASecondAddressReachesThePeerToo gives both ends one of each family, and takes the peer's second one away again.
+func TestASecondAddressReachesThePeerToo(t *testing.T) {
+	gateway := open(t, tunnel.Config{Address: netip.MustParsePrefix("10.0.0.1/24"), Address6: netip.MustParsePrefix("fd12:3456::1/64")})
+	second := netip.MustParseAddr("fd12:3456::a00:2")
+	cvm := open(t, tunnel.Config{Address: netip.MustParsePrefix("10.0.0.2/32"), Address6: netip.PrefixFrom(second, 128), Inbound: true})
+	both := peer(cvm)
+	both.Addr6 = second
+	toGateway := reachable(gateway)
+	toGateway.Addr6 = netip.MustParseAddr("fd12:3456::1")
+	reconcile(t, gateway, both)
+	reconcile(t, cvm, toGateway)
+	serveEcho(t, cvm, 80, "four:")
+	serveEchoAt(t, cvm, netip.AddrPortFrom(second, 80), "six:")
+	for to, want := range map[string]string{"10.0.0.2:80": "four:x", "[fd12:3456::a00:2]:80": "six:x"} {
+		if got, err := exchange(t.Context(), gateway, to, "x"); err != nil || got != want {
+			t.Errorf("%s: %q, %v", to, got, err)
+		}
+	}
+	if err := gateway.Poll(t.Context()); err != nil { // reads the device
+		t.Fatal(err)
+	}
+	if got := gateway.Peers(); len(got) != 1 || got[0] != both {
+		t.Errorf("peers %v, want %v", got, both)
+	}
+	reconcile(t, gateway, peer(cvm))
+	if _, err := exchange(t.Context(), gateway, "[fd12:3456::a00:2]:80", "x"); !errors.Is(err, tunnel.ErrNoPeer) {
+		t.Errorf("the address that was taken away: %v", err)
+	}
+	if got, err := exchange(t.Context(), gateway, "10.0.0.2:80", "x"); err != nil || got != "four:x" {
+		t.Errorf("the first address: %q, %v", got, err)
+	}
+}
+
+func TestSecondAddressesThatCannotBe(t *testing.T) {
+	gateway := openGateway(t)
+	for name, change := range map[string]func(*tunnel.Peer){
+		"of the same family":     func(p *tunnel.Peer) { p.Addr6 = netip.MustParseAddr("10.0.0.3") },
+		"link-local":             func(p *tunnel.Peer) { p.Addr6 = netip.MustParseAddr("fe80::1") },
+		"with a zone":            func(p *tunnel.Peer) { p.Addr6 = netip.MustParseAddr("fd00::1%eth0") },
+		"beside one of IPv6":     func(p *tunnel.Peer) { p.Addr, p.Addr6 = netip.MustParseAddr("fd00::1"), netip.MustParseAddr("fd00::2") },
+		"of another peer":        func(p *tunnel.Peer) { p.Addr6 = netip.MustParseAddr("fd00::9") },
+		"IPv4 in IPv6's clothes": func(p *tunnel.Peer) { p.Addr6 = netip.MustParseAddr("::ffff:10.0.0.3") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			other := tunnel.Peer{Key: tunnel.NewPrivateKey().PublicKey(), Addr: netip.MustParseAddr("10.0.0.9"), Addr6: netip.MustParseAddr("fd00::9")}
+			p := tunnel.Peer{Key: tunnel.NewPrivateKey().PublicKey(), Addr: netip.MustParseAddr("10.0.0.2")}
+			change(&p)
+			if err := gateway.Reconcile(t.Context(), []tunnel.Peer{other, p}); err == nil || len(gateway.Peers()) != 1 {
+				t.Errorf("error %v, peers %v", err, gateway.Peers())
+			}
+		})
+	}
+	for _, second := range []string{"10.9.9.9/24", "fe80::1/64", "ff02::1/64"} {
+		c := tunnel.Config{Device: "netstack", PrivateKey: tunnel.NewPrivateKey(), Address: netip.MustParsePrefix("10.0.0.1/24"), Address6: netip.MustParsePrefix(second)}
+		if tun, err := tunnel.Open(c); err == nil {
+			tun.Close()
+			t.Errorf("%s: taken", second)
+		}
 	}
 }
