@@ -60,7 +60,7 @@ func (g *Gateway) follow(ctx context.Context) error {
 // key than this node's own, or, where this node has got its address, anything at all, for which the registry gives it another one.
 func (g *Gateway) apply(ctx context.Context, snapshot *registry.Snapshot) error {
 	listed := listing{Snapshot: snapshot}
-	refused := g.tunnel.Reconcile(ctx, peers(snapshot))
+	refused := g.tunnel.Reconcile(ctx, g.peers(snapshot))
 	if refused != nil {
 		listed.without = g.peerless(snapshot)
 		refused = fmt.Errorf("%d of %d instances have no peer and no name: %w", len(listed.without), snapshot.Len(), refused)
@@ -106,10 +106,11 @@ func (l listing) resolve(label string) []*registry.Instance {
 // keepalive holds the way through a NAT open (dstack 0.6 gateway/templates/wg.conf).
 const keepalive = 25 * time.Second
 
-func peers(snapshot *registry.Snapshot) []tunnel.Peer {
+func (g *Gateway) peers(snapshot *registry.Snapshot) []tunnel.Peer {
+	prefix6 := g.config.Tunnel.Address6.Masked()
 	want := make([]tunnel.Peer, 0, snapshot.Len())
 	for inst := range snapshot.Instances() {
-		want = append(want, tunnel.Peer{Key: inst.Key, Addr: inst.Addr, Keepalive: keepalive})
+		want = append(want, tunnel.Peer{Key: inst.Key, Addr: inst.Addr, Addr6: inst.Addr6(prefix6), Keepalive: keepalive})
 	}
 	return want
 }

@@ -134,7 +134,7 @@ func (g *Gateway) openTunnel(ctx context.Context) error {
 	}
 	t := g.config.Tunnel
 	g.tunnel, err = tunnel.Open(tunnel.Config{
-		Device: t.Device, Name: t.Name, PrivateKey: key, Listen: t.Listen, Address: t.Address,
+		Device: t.Device, Name: t.Name, PrivateKey: key, Listen: t.Listen, Address: t.Address, Address6: t.Address6,
 		MTU: t.MTU, HandshakeInterval: t.HandshakeInterval, Logger: g.log,
 	})
 	return err

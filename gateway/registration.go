@@ -38,6 +38,7 @@ func (g *Gateway) openEnroll(ctx context.Context, parts Parts) error {
 		Listen: c.Listen, Certificate: certificate, KMSRoot: kms, Verifier: g.trust.Verifier, Appraise: g.config.Attestation.Apps.Pins().Judge,
 		Evidence: evidenceOf(c), PerSource: enroll.Rate{Interval: c.SourceInterval, Burst: c.SourceBurst}, PerInstance: enroll.Rate{Interval: c.InstanceInterval, Burst: c.InstanceBurst},
 		Register: g.registry.Register, Current: func(id registry.InstanceID) *registry.Instance { return g.registry.Snapshot().Instance(id) },
+		Prefix6: g.config.Tunnel.Address6.Masked(),
 		Servers: []enroll.TunnelServer{g.tunnelServer()}, Nodes: g.nodes, AppID: app, ACMEInfo: g.attester.ACMEInfo,
 		Agent:   enroll.AgentInfo{ExternalPort: g.publicPort(), InternalPort: agentPort, Domain: g.config.BaseDomains[0], AppAddressNSPrefix: "_dstack-app-address"},
 		Version: parts.Version, Metrics: parts.Metrics, Logger: g.log,
@@ -100,7 +101,7 @@ func (g *Gateway) tunnelServer() enroll.TunnelServer {
 	if endpoint == "" {
 		endpoint = g.tunnel.ListenAddr().String()
 	}
-	return enroll.TunnelServer{Key: g.tunnel.PublicKey(), Address: g.tunnel.Address(), Endpoint: endpoint}
+	return enroll.TunnelServer{Key: g.tunnel.PublicKey(), Address: g.tunnel.Address(), Address6: g.config.Tunnel.Address6, Endpoint: endpoint}
 }
 
 // nodes are the gateways that guests and peers are told of: this one. What it says stays the same as long as it runs.

@@ -86,6 +86,13 @@ func (c *Config) checkTunnel(f *Faults) {
 	if !t.Clients.IsValid() || !t.Address.Masked().Contains(t.Clients.Addr()) || t.Clients.Bits() < t.Address.Bits() {
 		f.add("tunnel.clients", "%s must lie inside the tunnel network %s", t.Clients, t.Address.Masked())
 	}
+	if a := t.Address6; a != (netip.Prefix{}) {
+		if !a.Addr().Is6() || !a.Addr().IsPrivate() || a.Bits() > 96 {
+			f.add("tunnel.address6", "%s is not an IPv6 ULA (RFC 4193) in a network of at most 96 bits, as fd12:3456:789a::1/64", a)
+		} else if low := a.Addr().As16(); t.Clients.Contains(netip.AddrFrom4([4]byte(low[12:]))) {
+			f.add("tunnel.address6", "%s ends like the address of a client in %s; take ::1", a, t.Clients)
+		}
+	}
 	for _, r := range t.Reserved {
 		if !r.Overlaps(t.Clients) {
 			f.add("tunnel.reserved", "%s is no part of tunnel.clients %s", r, t.Clients)

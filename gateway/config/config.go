@@ -97,6 +97,7 @@ type Tunnel struct {
 	Listen            netip.AddrPort `toml:"listen" help:"UDP address of WireGuard"`
 	Endpoint          string         `toml:"endpoint" help:"address:port that CVMs send to; IPv4 or a DNS name, because dstack guests split it at the first colon; empty: listen, when that names an IPv4 address"`
 	Address           netip.Prefix   `toml:"address" help:"the gateway's address inside the tunnel, with the length of the tunnel network"`
+	Address6          netip.Prefix   `toml:"address6" help:"an IPv6 ULA of the gateway inside the tunnel, as \"fd12:3456:789a::1/64\"; guests that ask for IPv6 get the address of that network that ends with their IPv4 address; empty: none"`
 	Clients           netip.Prefix   `toml:"clients" help:"CVMs get their addresses from here, inside the tunnel network"`
 	Reserved          []netip.Prefix `toml:"reserved" help:"parts of clients that are never given out"`
 	MTU               int            `toml:"mtu" help:"MTU inside the tunnel, bytes"`

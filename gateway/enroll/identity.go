@@ -119,6 +119,7 @@ func (id identity) instance(r request, now time.Time) (registry.Instance, error)
 		}
 		copy(part.to, part.from)
 	}
+	inst.IPv6 = r.IPv6
 	inst.Key, inst.Ports, inst.Identity, inst.Binding, inst.Info = r.Key, r.Ports, id.proof, id.binding, id.info
 	inst.RegisteredAt = now.UTC().Truncate(time.Second)
 	if id.evidence == nil { // a refresh: the registry has evidence that is no weaker

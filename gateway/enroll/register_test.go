@@ -6,10 +6,14 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"net/netip"
+	"slices"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 
+	"dstack.host/gateway/enroll"
 	"dstack.host/gateway/registry"
 	"dstack.host/ratls"
 	"dstack.host/ratls/simtdx"
@@ -145,6 +149,36 @@ func TestARebootBringsANewKeyAndKeepsTheAddress(t *testing.T) {
 	}
 	if inst := w.registry.Snapshot().Instance(idOf(t, td).ID); inst.Key != key || w.registry.Snapshot().Len() != 1 {
 		t.Errorf("%d instances, this one with key %s, want %s", w.registry.Snapshot().Len(), inst.Key, key)
+	}
+}
+
+// TestAGuestThatAsksGetsAnAddressOfIPv6 asks, asks again, and stops asking; the answer to who does not ask is the stock one.
+func TestAGuestThatAsksGetsAnAddressOfIPv6(t *testing.T) {
+	w := newWorld(t)
+	change := func(c *enroll.Config) {
+		c.Prefix6 = netip.MustParsePrefix("fd12:3456:789a::/64")
+		c.Servers = slices.Clone(c.Servers)
+		c.Servers[0].Address6 = netip.MustParsePrefix("fd12:3456:789a::1/64")
+	}
+	at := w.serve(t, change)
+	td, key := w.boot(t, simtdx.VM{AppCompose: "{}"}), newKey()
+	cert := attested(t, td)
+	asking := fmt.Sprintf(`{"client_public_key":"%s","port_policy":{"ports":[],"restrict_mode":false},"ipv6":true}`, key)
+	with := fmt.Sprintf(`{"wg":{"client_ip":"10.77.0.2","servers":[{"pk":"%s","ip":"10.77.0.1/24","endpoint":"203.0.113.5:51820","ip6":"fd12:3456:789a::1/64"}],"client_ip6":"fd12:3456:789a::a4d:2"},`, gatewayKey)
+	for _, step := range []struct {
+		at   netip.AddrPort
+		body string
+		want string
+	}{
+		{at, asking, with},
+		{at, asking, with},
+		{w.serve(t, change), asking, with},    // a gateway that was restarted
+		{w.at, asking, expected("10.77.0.2")}, // one without a prefix
+		{at, body(key), expected("10.77.0.2")},
+	} {
+		if a := register(t, step.at, cert, step.body); a.status != http.StatusOK || !strings.HasPrefix(a.body, step.want) {
+			t.Errorf("%d %s\nwant %s", a.status, a.body, step.want)
+		}
 	}
 }
 

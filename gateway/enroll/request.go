@@ -24,7 +24,8 @@ const (
 type request struct {
 	Key      tunnel.PublicKey
 	Ports    *registry.PortPolicy // nil: not reported, as guests before 0.5.9
-	Evidence json.RawMessage      // of a ratls.AppEvidence; nil without
+	IPv6     bool
+	Evidence json.RawMessage // of a ratls.AppEvidence; nil without
 }
 
 // parse checks a message.
@@ -40,7 +41,7 @@ func (m *registerRequest) parse() (request, error) {
 	if len(m.Evidence) == 0 || string(m.Evidence) == "null" { // an optional message that is absent (prpc)
 		m.Evidence = nil
 	}
-	return request{Key: key, Ports: ports, Evidence: m.Evidence}, nil
+	return request{Key: key, Ports: ports, IPv6: m.IPv6, Evidence: m.Evidence}, nil
 }
 
 // policy checks a port policy; nil stays nil. As dstack has it, the last of several entries for one port counts

@@ -72,6 +72,7 @@ type (
 		ClientPublicKey string          `json:"client_public_key" prpc:"1"`
 		PortPolicy      *portPolicy     `json:"port_policy" prpc:"2"`
 		Evidence        json.RawMessage `json:"evidence" prpc:"1000"`
+		IPv6            bool            `json:"ipv6" prpc:"1001"` // the guest wants an address of IPv6 too
 	}
 	// portPolicy is that of a request, of app-compose.json, and of the guest agent's answer.
 	portPolicy struct {
@@ -88,13 +89,15 @@ type (
 		Gateways []nodeInfo  `json:"gateways" prpc:"3"`
 	}
 	wgConfig struct {
-		ClientIP string   `json:"client_ip" prpc:"1"`
-		Servers  []wgPeer `json:"servers" prpc:"2"`
+		ClientIP  string   `json:"client_ip" prpc:"1"`
+		Servers   []wgPeer `json:"servers" prpc:"2"`
+		ClientIP6 string   `json:"client_ip6,omitempty" prpc:"1000"` // for a guest that asked
 	}
 	wgPeer struct {
 		Key      string `json:"pk" prpc:"1"`
 		Address  string `json:"ip" prpc:"2"`
 		Endpoint string `json:"endpoint" prpc:"3"`
+		Address6 string `json:"ip6,omitempty" prpc:"1000"` // likewise
 	}
 	agentConfig struct {
 		ExternalPort       uint32 `json:"external_port" prpc:"1"`
@@ -149,7 +152,15 @@ func (s *Server) answer(inst registry.Instance) *registerResponse {
 		Agent: agentConfig{uint32(a.ExternalPort), uint32(a.InternalPort), a.Domain, a.AppAddressNSPrefix},
 	}
 	for i, server := range s.config.Servers {
-		r.WG.Servers[i] = wgPeer{server.Key.String(), server.Address.String(), server.Endpoint}
+		r.WG.Servers[i] = wgPeer{Key: server.Key.String(), Address: server.Address.String(), Endpoint: server.Endpoint}
+	}
+	if own := inst.Addr6(s.config.Prefix6); own.IsValid() {
+		r.WG.ClientIP6 = own.String()
+		for i, server := range s.config.Servers {
+			if server.Address6.IsValid() {
+				r.WG.Servers[i].Address6 = server.Address6.String()
+			}
+		}
 	}
 	for _, n := range s.nodes() {
 		r.Gateways = append(r.Gateways, nodeInfo{

@@ -52,6 +52,8 @@ type Config struct {
 	// Servers are the tunnel endpoints that a CVM connects to. They are told in the order of their keys: a guest whose
 	// answer is another than before takes its tunnel down.
 	Servers []TunnelServer
+	// Prefix6 gives guests that ask for it an address of IPv6, see registry.Instance.Addr6. Optional: they get none.
+	Prefix6 netip.Prefix
 	// Agent is what dstack guests are told of the front door.
 	Agent AgentInfo
 	// Nodes are the gateways of the cluster, this one first. Optional: none are told.
@@ -98,6 +100,7 @@ type Node struct {
 type TunnelServer struct {
 	Key      tunnel.PublicKey
 	Address  netip.Prefix // with the length of the tunnel network
+	Address6 netip.Prefix // of IPv6, for guests that ask; optional
 	Endpoint string       // address:port
 }
 
@@ -199,6 +202,9 @@ func (c *Config) check() error {
 		if server.Key == (tunnel.PublicKey{}) || !server.Address.IsValid() || server.Endpoint == "" {
 			faults = append(faults, fmt.Errorf("server %d needs a key, an address and an endpoint", i))
 		}
+	}
+	if c.Prefix6 != (netip.Prefix{}) && (!c.Prefix6.Addr().Is6() || c.Prefix6.Bits() > 96) {
+		faults = append(faults, fmt.Errorf("prefix %v is not one of IPv6 with at most 96 bits", c.Prefix6))
 	}
 	switch c.Evidence {
 	case EvidenceOff, EvidencePreferred, EvidenceRequired:

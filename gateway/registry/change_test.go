@@ -1,6 +1,7 @@
 package registry_test
 
 import (
+	"net/netip"
 	"sync"
 	"testing"
 	"time"
@@ -17,7 +18,7 @@ func TestWhatOthersChangeSurvivesARestart(t *testing.T) {
 	dir := t.TempDir()
 	n := start(t, options{dir: dir})
 	inst := instance(1, 0)
-	inst.Ports, inst.Binding = nil, ratls.BindingCertificate
+	inst.Ports, inst.Binding, inst.IPv6 = nil, ratls.BindingCertificate, true
 	got := n.register(t, inst)
 	if err := n.SetMeasuredPorts(t.Context(), inst.ID, inst.Compose, narrow, true); err != nil {
 		t.Fatal(err)
@@ -35,8 +36,29 @@ func TestWhatOthersChangeSurvivesARestart(t *testing.T) {
 	if !equalRecords(before, after) {
 		t.Errorf("after a restart %+v, before %+v", after, before)
 	}
-	if !after.Measured || after.Drain.Reason != "policy" || after.Policy().Restrict || after.Binding != ratls.BindingCertificate || after.Addr != got.Addr {
+	if !after.Measured || !after.IPv6 || after.Drain.Reason != "policy" || after.Policy().Restrict || after.Binding != ratls.BindingCertificate || after.Addr != got.Addr {
 		t.Errorf("%+v", after)
+	}
+}
+
+func TestTheAddressOfIPv6EndsWithThatOfIPv4(t *testing.T) {
+	prefix := netip.MustParsePrefix("fd12:3456:789a::1/64")
+	asked := registry.Instance{IPv6: true, Addr: netip.MustParseAddr("10.0.1.2")}
+	for _, row := range []struct {
+		name   string
+		inst   registry.Instance
+		prefix netip.Prefix
+		want   netip.Addr
+	}{
+		{"asked", asked, prefix, netip.MustParseAddr("fd12:3456:789a::a00:102")},
+		{"asked, 96 bits", asked, netip.MustParsePrefix("fd00:1:2:3:4:5::/96"), netip.MustParseAddr("fd00:1:2:3:4:5:a00:102")},
+		{"asked, no prefix", asked, netip.Prefix{}, netip.Addr{}},
+		{"not asked", registry.Instance{Addr: asked.Addr}, prefix, netip.Addr{}},
+		{"no address yet", registry.Instance{IPv6: true}, prefix, netip.Addr{}},
+	} {
+		if got := row.inst.Addr6(row.prefix); got != row.want {
+			t.Errorf("%s: %v, want %v", row.name, got, row.want)
+		}
 	}
 }
 

@@ -18,6 +18,8 @@ type Instance struct {
 	Compose ComposeHash
 	Key     tunnel.PublicKey // its WireGuard key, of no other instance
 	Addr    netip.Addr       // its address in the tunnel; assigned by Register, kept as long as the instance is registered
+	IPv6    bool             // it asked for an address of IPv6 too, see Addr6
+
 	// Ports is the policy that the app has for itself; nil: not known yet. Measured says that it was read from the
 	// app-compose.json with the hash Compose, and not just reported. Override is the operator's, and comes first; nil: none.
 	Ports    *PortPolicy
@@ -48,6 +50,17 @@ type Drain struct {
 
 // Draining reports whether the instance gets no new connections.
 func (inst *Instance) Draining() bool { return !inst.Drain.At.IsZero() }
+
+// Addr6 is the address of an instance that asked for one of IPv6: that in the prefix, of at most 96 bits, which ends with its IPv4 address, so that it
+// has the same owner and life. It is the zero Addr for one that did not ask, and without a prefix.
+func (inst *Instance) Addr6(prefix netip.Prefix) netip.Addr {
+	if !inst.IPv6 || !prefix.IsValid() || !inst.Addr.Is4() {
+		return netip.Addr{}
+	}
+	a, v4 := prefix.Masked().Addr().As16(), inst.Addr.As4()
+	copy(a[12:], v4[:])
+	return netip.AddrFrom16(a)
+}
 
 // Policy is the port policy that counts: the operator's, else the app's; nil when neither is known.
 func (inst *Instance) Policy() *PortPolicy {

@@ -33,6 +33,7 @@ type record struct {
 	Measured     bool            `json:"ports_measured,omitempty"`
 	Override     *portsRecord    `json:"port_override,omitempty"`
 	Binding      string          `json:"binding,omitempty"`
+	IPv6         bool            `json:"ipv6,omitempty"`
 	Drain        *drainRecord    `json:"drain,omitempty"`
 }
 
@@ -85,6 +86,7 @@ func encode(inst *Instance) ([]byte, error) {
 		Measured:     inst.Measured,
 		Override:     encodePorts(inst.Override),
 		Binding:      string(inst.Binding),
+		IPv6:         inst.IPv6,
 		Drain:        encodeDrain(inst.Drain),
 	})
 	if err != nil {
@@ -114,6 +116,7 @@ func decode(data []byte) (*Instance, error) {
 		RegisteredAt: r.RegisteredAt,
 		Measured:     r.Measured,
 		Binding:      ratls.Binding(r.Binding),
+		IPv6:         r.IPv6,
 	}
 	if r.Drain != nil {
 		inst.Drain = Drain(*r.Drain)

@@ -118,7 +118,7 @@ func (r *Registry) plan(cur, want *Instance) (*Instance, bool, error) {
 
 // equal reports whether two instances have the same record.
 func (inst *Instance) equal(other *Instance) bool {
-	return inst.ID == other.ID && inst.App == other.App && inst.Compose == other.Compose && inst.Key == other.Key && inst.Addr == other.Addr &&
+	return inst.ID == other.ID && inst.App == other.App && inst.Compose == other.Compose && inst.Key == other.Key && inst.Addr == other.Addr && inst.IPv6 == other.IPv6 &&
 		inst.Ports.equal(other.Ports) && inst.Measured == other.Measured && inst.Override.equal(other.Override) &&
 		inst.Identity == other.Identity && inst.Binding == other.Binding && bytes.Equal(inst.Evidence, other.Evidence) &&
 		inst.EvidenceAt.Equal(other.EvidenceAt) && inst.RegisteredAt.Equal(other.RegisteredAt) &&
