@@ -9,6 +9,12 @@ var (
 	Matches     = matches
 )
 
+// SubjectOf is the canonical host that a name stands for below the bases, or why there is none.
+func SubjectOf(host string, bases ...string) (string, error) {
+	s, err := parseSubject(host, bases)
+	return s.host, err
+}
+
 // What is kept of keys, and where.
 const (
 	KeyPrefix  = keyPrefix

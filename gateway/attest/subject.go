@@ -41,24 +41,22 @@ func (s subject) id() string {
 	return s.name.ID
 }
 
-// parseSubject reads a host name of ours in any spelling, without looking at who is registered.
+// parseSubject reads a host name of ours in any spelling, without looking at who is registered. As everywhere, a base or one label
+// below it is ours; a base may lie below another.
 func parseSubject(host string, bases []string) (subject, error) {
 	host = strings.ToLower(host)
-	for _, base := range bases {
-		label, below := strings.CutSuffix(host, "."+base)
-		switch {
-		case host == base || below && label == gatewayLabel:
-			return subject{host: host}, nil
-		case !below:
-			continue
-		}
-		name, err := registry.ParseLabel(label)
-		if err != nil {
-			return subject{}, proxy.Fail(proxy.UnknownApp, err)
-		}
-		return subject{host: name.ID + "." + base, name: registry.Name{ID: name.ID, Kind: name.Kind}}, nil
+	label, base, _ := strings.Cut(host, ".")
+	switch {
+	case slices.Contains(bases, host) || slices.Contains(bases, base) && label == gatewayLabel:
+		return subject{host: host}, nil
+	case !slices.Contains(bases, base):
+		return subject{}, proxy.Fail(proxy.Misdirected, nil)
 	}
-	return subject{}, proxy.Fail(proxy.Misdirected, nil)
+	name, err := registry.ParseLabel(label)
+	if err != nil {
+		return subject{}, proxy.Fail(proxy.UnknownApp, err)
+	}
+	return subject{host: name.ID + "." + base, name: registry.Name{ID: name.ID, Kind: name.Kind}}, nil
 }
 
 // subjectOf finds what a host of ours stands for. An app that nobody registered is none.
