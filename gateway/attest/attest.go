@@ -114,6 +114,9 @@ type Attester struct {
 	limit   *limiter
 	keys    atomic.Pointer[keyring] // replaced by watchKeys
 
+	// image is that of this gateway, set by its first quote of a key
+	image atomic.Pointer[ratls.Hex]
+
 	quoting chan struct{} // one place: the right to have a quote made
 	line    *line         // callers of the document, with a nonce and without
 	fresh   *line         // callers whose nonce goes on to the app

@@ -21,8 +21,10 @@ const (
 	MaxRecords = maxRecords
 )
 
-// KeyPath is where the record of a key lies.
-func KeyPath(spki []byte) string { return record{PublicKey: spki}.path() }
+// KeyPath is where the record of a key by this image lies. The image has to have quoted one.
+func (a *Attester) KeyPath(spki []byte) string {
+	return record{PublicKey: spki, Image: *a.image.Load()}.path()
+}
 
 // MaxClients is how many clients a limiter remembers.
 const MaxClients = maxClients

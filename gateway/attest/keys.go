@@ -33,14 +33,27 @@ type record struct {
 	Account   string       `json:"account"`    // URI; "" for a key
 	Quote     string       `json:"quote"`      // as dstack's guest agent answers GetQuote: JSON text
 	MadeAt    time.Time    `json:"made_at"`
+	// Image is that of the gateway whose quote it is; empty in records of versions that did not tell them apart.
+	Image ratls.Hex `json:"image"`
 
 	revision int64 // of the store: which came later, whatever the clocks of the nodes say
 }
 
-// path is where a record lies: one for each key and account.
+// path is where a record lies: one for each key and account, and each image that vouches for it. A gateway that was updated has to
+// say for itself that its key is its own.
 func (r record) path() string {
-	sum := sha256.Sum256(append([]byte(r.Account+":"), r.PublicKey...))
+	sum := sha256.Sum256(slices.Concat([]byte(r.Account+":"), []byte(r.PublicKey), []byte(r.Image)))
 	return keyPrefix + hex.EncodeToString(sum[:16])
+}
+
+// imageOf identifies firmware, kernel and file system of whoever made a quote, as a verifier of the key history compares them.
+func imageOf(raw []byte) (ratls.Hex, error) {
+	q, err := ratls.ParseQuote(raw)
+	if err != nil {
+		return nil, err
+	}
+	sum := sha256.Sum256(slices.Concat(q.MRTD[:], q.RTMR[1][:], q.RTMR[2][:]))
+	return sum[:16], nil
 }
 
 // reportData is what the quote is over (dstack 0.6 gateway/src/distributed_certbot.rs).
@@ -112,7 +125,7 @@ func (a *Attester) ensure(ctx context.Context, r record) error {
 	}
 	for made := false; ; {
 		keys := a.keys.Load()
-		if _, known := keys.all[r.path()]; known {
+		if a.vouched(keys, r) {
 			return nil
 		}
 		if keys.all != nil && !made { // the store tells first what there is
@@ -127,6 +140,17 @@ func (a *Attester) ensure(ctx context.Context, r record) error {
 			return fmt.Errorf("waiting for the store to tell of an attested key: %w", context.Cause(ctx))
 		}
 	}
+}
+
+// vouched reports whether this image has a record of r. Before its first quote it does not know which one it is.
+func (a *Attester) vouched(keys *keyring, r record) bool {
+	own := a.image.Load()
+	if own == nil {
+		return false
+	}
+	r.Image = *own
+	_, known := keys.all[r.path()]
+	return known
 }
 
 // attestKeys has every key that serves, and the ACME account, quoted once, until ctx ends. That none serves before is AttestKey's
@@ -154,17 +178,16 @@ func (a *Attester) Recorded() bool {
 	if a.config.Store == nil {
 		return true
 	}
-	all, keys := a.keys.Load().all, a.config.Certs.Keys()
-	return all != nil && len(keys) > 0 && !slices.ContainsFunc(keys, func(k certs.Key) bool {
-		_, known := all[record{PublicKey: k.SPKI}.path()]
-		return !known
+	recorded, keys := a.keys.Load(), a.config.Certs.Keys()
+	return recorded.all != nil && len(keys) > 0 && !slices.ContainsFunc(keys, func(k certs.Key) bool {
+		return !a.vouched(recorded, record{PublicKey: k.SPKI})
 	})
 }
 
 // attestMissing makes the records that there should be and are not.
 func (a *Attester) attestMissing(ctx context.Context) error {
-	all := a.keys.Load().all
-	if all == nil {
+	recorded := a.keys.Load()
+	if recorded.all == nil {
 		return nil // the store tells first
 	}
 	var wanted []record
@@ -176,7 +199,7 @@ func (a *Attester) attestMissing(ctx context.Context) error {
 	}
 	var errs []error
 	for _, r := range wanted {
-		if _, known := all[r.path()]; !known {
+		if !a.vouched(recorded, r) {
 			errs = append(errs, a.attest(ctx, r))
 		}
 	}
@@ -196,6 +219,10 @@ func (a *Attester) attest(ctx context.Context, r record) error {
 	if err != nil {
 		return err
 	}
+	if r.Image, err = imageOf(evidence.Quote); err != nil {
+		return fmt.Errorf("own quote: %w", err)
+	}
+	a.image.Store(&r.Image)
 	if r.Quote, err = dstackQuote(evidence, r.reportData()); err != nil {
 		return err
 	}
@@ -220,7 +247,7 @@ func (a *Attester) forgetKeys(ctx context.Context, used []record) error {
 	var errs []error
 	for i := len(list) - 1; i >= maxRecords; i-- {
 		path := list[i].path()
-		if slices.ContainsFunc(used, func(u record) bool { return u.path() == path }) {
+		if slices.ContainsFunc(used, func(u record) bool { u.Image = list[i].Image; return u.path() == path }) {
 			continue
 		}
 		_, err := a.config.Store.Commit(ctx, nil, []store.Op{store.Delete(path)})

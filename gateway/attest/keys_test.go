@@ -15,6 +15,7 @@ import (
 	"dstack.host/gateway/attest"
 	"dstack.host/gateway/store"
 	"dstack.host/ratls"
+	"dstack.host/ratls/simtdx"
 )
 
 func openStore(t testing.TB) *store.Store {
@@ -120,9 +121,9 @@ func TestARecordOfAnotherKeyIsNone(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	path := attest.KeyPath(key)
+	path := first.attester.KeyPath(key)
 	for _, e := range entries {
-		if e.Path != attest.KeyPath(other) {
+		if e.Path != first.attester.KeyPath(other) {
 			continue
 		}
 		if _, err := kept.Commit(t.Context(), nil, []store.Op{store.Put(path, e.Value)}); err != nil {
@@ -134,6 +135,41 @@ func TestARecordOfAnotherKeyIsNone(t *testing.T) {
 	defer cancel()
 	if err := second.attester.AttestKey(ctx, key); err == nil {
 		t.Error("the record of another key counts")
+	}
+}
+
+// After an update the key is vouched for by the image that has it now too: a relying party can't take the word of the former one
+// for it.
+func TestAnotherImageQuotesTheKeyAgain(t *testing.T) {
+	kept := openStore(t)
+	key := newKey(t).SPKI
+	for i, mrtd := range []ratls.Measurement{{1}, {2}, {1}} {
+		s := newScene(t, 0, func(c *attest.Config, p *platform) {
+			authority, err := simtdx.New(simtdx.Options{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			machine, err := authority.Machine(simtdx.MachineOptions{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if p.TD, err = machine.Boot(simtdx.VM{AppCompose: "{}", MRTD: mrtd}); err != nil {
+				t.Fatal(err)
+			}
+			c.Store = kept
+		})
+		if err := s.attester.AttestKey(t.Context(), key); err != nil {
+			t.Fatal(err)
+		}
+		records := 0
+		for _, k := range s.acmeInfo(t).Keys {
+			if k.PublicKey == hex.EncodeToString(key) {
+				records++
+			}
+		}
+		if want := min(i+1, 2); records != want {
+			t.Errorf("image %d: %d records of the key, want %d", i, records, want)
+		}
 	}
 }
 
