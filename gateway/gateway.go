@@ -181,7 +181,7 @@ func (g *Gateway) openAttester(context.Context) (err error) {
 		Bases: g.config.BaseDomains, Node: g.config.Node, Validity: a.Validity, NonceInterval: a.NonceInterval, NonceBurst: a.NonceBurst,
 		Platform: g.trust.Platform, Verifier: g.trust.Verifier, Root: g.trust.Root, Certs: g.certs, Registry: g.registry, Dial: g.dial, Store: g.store, Logger: g.log,
 		Port:     g.publicPort,
-		Explorer: explorer.New(explorer.Config{Roots: g.trust.roots()}),
+		Explorer: explorer.New(explorer.Config{Roots: g.trust.roots(), MaxInput: proxy.MaxOwnBody - 8<<10}),
 	})
 	return err
 }

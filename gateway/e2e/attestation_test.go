@@ -1,11 +1,14 @@
 package e2e
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
 	"io"
+	"mime/multipart"
 	"net/http"
+	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -146,5 +149,51 @@ func TestNoncesHaveARate(t *testing.T) {
 	all.Wait()
 	if statuses[200] == 0 || statuses[429] == 0 || statuses[200]+statuses[429] != 320 {
 		t.Errorf("answers %v, want some 200, some 429 and nothing else", statuses)
+	}
+}
+
+// A bundle of verify is the largest thing that people bring to the explorer; it has to get through both protocols.
+func TestTheExplorerTakesABundle(t *testing.T) {
+	leakless(t)
+	d := start(t, demo.Options{})
+	bundle, err := os.ReadFile("../verify/testdata/bundle.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	url := strings.Replace(d.Apps()[0].URL, d.Apps()[0].ID.String(), "gateway", 1) + "explorer"
+	for _, http2 := range []bool{false, true} {
+		client, err := d.Client(http2)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, row := range []struct {
+			name   string
+			input  []byte
+			status int
+			text   string
+		}{
+			{"a bundle", bundle, http.StatusOK, "This is: verification bundle"},
+			{"half a bundle", bundle[:len(bundle)/2], http.StatusBadRequest, "not JSON"},
+			{"more than is taken", make([]byte, 511<<10), http.StatusRequestEntityTooLarge, "larger than 504 KiB"},
+		} {
+			var body bytes.Buffer
+			w := multipart.NewWriter(&body)
+			part, err := w.CreateFormFile("file", "bundle.json")
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, _ = part.Write(row.input)
+			_ = w.Close()
+			response, err := client.Post(url, w.FormDataContentType(), &body)
+			if err != nil {
+				t.Fatal(err)
+			}
+			page, err := io.ReadAll(response.Body)
+			_ = response.Body.Close()
+			if err != nil || response.StatusCode != row.status || !strings.Contains(string(page), row.text) {
+				t.Errorf("HTTP/2 %t, %s: %d (%v), want %d with %q\n%.300s", http2, row.name, response.StatusCode, err, row.status, row.text, page)
+			}
+		}
+		client.CloseIdleConnections()
 	}
 }

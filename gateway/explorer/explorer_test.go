@@ -3,6 +3,7 @@ package explorer_test
 import (
 	"bytes"
 	"context"
+	"crypto/x509"
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
@@ -115,6 +116,7 @@ func TestEveryKindIsRecognisedAndChecked(t *testing.T) {
 		{"attestation", "attestation of dstack", in.attested, map[string]ratls.Status{ratls.CheckReportData: ratls.Pass, ratls.CheckReplay: ratls.Pass}},
 		{"event log", "event log of dstack", in.log, nil},
 		{"document", "attestation document", in.document, map[string]ratls.Status{ratls.LinkGatewayQuote: ratls.Pass, ratls.LinkGatewayTCB: ratls.Pass, ratls.LinkStatement: ratls.Pass, ratls.LinkKey: ratls.Skip}},
+		{"bundle", "verification bundle", kept(t), map[string]ratls.Status{"tls-certificate": ratls.Fail, "key-history": ratls.Skip, ratls.LinkGatewayQuote: ratls.Fail}},
 	} {
 		found, err := in.explorer.Look(t.Context(), row.input)
 		if err != nil {
@@ -130,6 +132,68 @@ func TestEveryKindIsRecognisedAndChecked(t *testing.T) {
 				t.Errorf("%s: check %s is %q, want %q", row.name, check, got[check], status)
 			}
 		}
+	}
+}
+
+// kept is a bundle of a demo, whose roots lie beside it.
+func kept(t testing.TB) []byte {
+	t.Helper()
+	text, err := os.ReadFile("../verify/testdata/bundle.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return text
+}
+
+// TestABundleIsShownWhole looks for a value of every part that a bundle has.
+func TestABundleIsShownWhole(t *testing.T) {
+	var pems [][]byte
+	for _, file := range []string{"ca.pem", "simulated-tdx-root.pem"} {
+		text, err := os.ReadFile("../verify/testdata/" + file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		pems = append(pems, text)
+	}
+	block, _ := pem.Decode(pems[1])
+	root, err := x509.ParseCertificate(block.Bytes)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cas := x509.NewCertPool()
+	cas.AppendCertsFromPEM(pems[0])
+	e := explorer.New(explorer.Config{CAs: cas, Roots: []ratls.VerifierConfig{{}, {Root: root}}})
+	found, err := e.Look(t.Context(), kept(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range found.Checks {
+		if c.Status == ratls.Fail {
+			t.Errorf("%+v", c)
+		}
+	}
+	var bundle struct{ Nonce string }
+	if err := json.Unmarshal(kept(t), &bundle); err != nil {
+		t.Fatal(err)
+	}
+	w := httptest.NewRecorder()
+	e.ServeHTTP(w, form(t, "file", kept(t)))
+	for _, want := range []string{
+		bundle.Nonce, "TLS 1.3", "Certificates of the connection", "dstack-gateway internal CA", "History of keys", "DNS dstack.localhost CAA",
+		"tcb_platform", "UpToDate", "from the collateral", "Intel SGX PCK Certificate", "tcbEvaluationDataNumber", "revoked", "FMSPC", "app-compose.json of instance",
+	} {
+		if !strings.Contains(w.Body.String(), want) {
+			t.Errorf("the page lacks %q", want)
+		}
+	}
+}
+
+func TestTheLimitIsTold(t *testing.T) {
+	e := explorer.New(explorer.Config{MaxInput: 100 << 10})
+	w := httptest.NewRecorder()
+	e.ServeHTTP(w, form(t, "file", make([]byte, 200<<10)))
+	if w.Code != http.StatusRequestEntityTooLarge || !strings.Contains(w.Body.String(), "100 KiB") || !strings.Contains(w.Body.String(), "dstack-gateway explorer") {
+		t.Errorf("%d\n%s", w.Code, w.Body)
 	}
 }
 

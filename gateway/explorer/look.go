@@ -47,8 +47,8 @@ var errUnknown = errors.New("this is none of what the explorer knows: a TDX quot
 // Look recognises an input and decodes it. An error says why it can't be shown; a damaged input of a known kind is shown with the
 // check that fails.
 func (e *Explorer) Look(ctx context.Context, input []byte) (*Found, error) {
-	if len(input) > maxInput {
-		return nil, fmt.Errorf("the input has %d bytes, at most %d are looked at", len(input), maxInput)
+	if int64(len(input)) > e.maxInput {
+		return nil, fmt.Errorf("the input has %d bytes, at most %d are looked at", len(input), e.maxInput)
 	}
 	trimmed := bytes.TrimSpace(input)
 	switch {
@@ -134,7 +134,7 @@ func (e *Explorer) lookQuote(ctx context.Context, raw []byte) (*Found, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Found{What: "TDX quote", Checks: e.quoteChecks(ctx, raw, nil), Sections: []Section{quoteSection("Quote", q)}}, nil
+	return &Found{What: "TDX quote", Checks: e.quoteChecks(ctx, raw, nil), Sections: quoteSections("Quote", q, raw)}, nil
 }
 
 // quoteChecks makes the checks of a quote, with what collateral there is.
@@ -194,7 +194,7 @@ func (e *Explorer) lookEvidence(ctx context.Context, raw []byte, events []ratls.
 	}
 	replay := ratls.Check{Name: ratls.CheckReplay, Status: ratls.Pass, Detail: fmt.Sprintf("%d events replay to RTMR3 of the quote", len(ratls.RuntimeEvents(events)))}
 	info, err := ratls.DecodeAppInfo(q, events, vmConfig)
-	sections := []Section{quoteSection("Quote", q)}
+	sections := quoteSections("Quote", q, raw)
 	if err != nil {
 		replay.Status, replay.Detail = ratls.Fail, err.Error()
 	} else {
@@ -254,7 +254,7 @@ func (e *Explorer) lookDocument(ctx context.Context, text []byte) (*Found, error
 			report.Checks[i].Status, report.Checks[i].Detail = ratls.Skip, "a document alone comes without the connection whose key this would be; dstack-gateway verify looks at it"
 		}
 	}
-	return &Found{What: "attestation document", Checks: report.Checks, Sections: documentSections(d, st)}, nil
+	return &Found{What: "attestation document", Checks: report.Checks, Sections: append(claimSections(report.Claims), documentSections(d, st)...)}, nil
 }
 
 // named is what the label of a host names, in hex; "" for none.
@@ -276,14 +276,19 @@ func (e *Explorer) lookBundle(ctx context.Context, text []byte) (*Found, error) 
 	if err != nil {
 		return nil, err
 	}
-	result, err := b.Verify(ctx, verify.Options{Chain: ratls.Chain{Roots: e.roots}})
+	result, err := b.Verify(ctx, verify.Options{CAs: e.cas, Chain: ratls.Chain{Roots: e.roots}})
 	if err != nil {
 		return nil, err
 	}
-	s := Section{Title: "Verification"}
-	s.add("URL", b.URL)
-	s.add("at", stamp(b.Time))
-	s.add("nonce", b.Nonce)
-	f := &Found{What: "verification bundle", Checks: result.Checks, Sections: []Section{s}}
+	f := &Found{What: "verification bundle", Checks: result.Checks, Sections: bundleSections(b)}
+	f.Sections = append(f.Sections, claimSections(result.Claims)...)
+	d, err := ratls.ParseDocument(b.Document.Body)
+	if err != nil {
+		f.Sections = append(f.Sections, textSection("Answer instead of a document, status "+fmt.Sprint(b.Document.Status), string(b.Document.Body)))
+		return f, nil
+	}
+	if st, err := ratls.ParseStatement(d.Statement); err == nil {
+		f.Sections = append(f.Sections, documentSections(d, st)...)
+	}
 	return f, nil
 }

@@ -41,12 +41,13 @@ var policy = sync.OnceValue(func() string {
 	return "default-src 'none'; style-src 'sha256-" + base64.StdEncoding.EncodeToString(digest[:]) + "'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 })
 
-func show(w http.ResponseWriter, status int, p page) {
+func (e *Explorer) show(w http.ResponseWriter, status int, p page) {
 	var b bytes.Buffer
 	if err := look().Execute(&b, struct {
 		page
-		Style template.CSS
-	}{p, template.CSS(style())}); err != nil {
+		Style    template.CSS
+		MaxInput string
+	}{p, template.CSS(style()), size(e.maxInput)}); err != nil {
 		http.Error(w, "the page could not be made", http.StatusInternalServerError)
 		return
 	}

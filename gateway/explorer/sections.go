@@ -138,7 +138,7 @@ func documentSections(d *ratls.Document, st *ratls.Statement) []Section {
 	s.add("challenge root", d.Challenge.Root, fmt.Sprintf("%d steps from the nonce", len(d.Challenge.Path)))
 	all := []Section{s}
 	if q, err := ratls.ParseQuote(d.Gateway.Quote); err == nil {
-		all = append(all, quoteSection("Quote of the gateway", q))
+		all = append(all, quoteSections("Quote of the gateway", q, d.Gateway.Quote)...)
 	}
 	all = append(all, eventSection("Events of the gateway", d.Gateway.EventLog))
 	for i, e := range d.Apps {
@@ -147,16 +147,12 @@ func documentSections(d *ratls.Document, st *ratls.Statement) []Section {
 			break
 		}
 		if q, err := ratls.ParseQuote(e.Quote); err == nil {
-			all = append(all, quoteSection("Quote of instance "+e.InstanceID, q))
+			all = append(all, quoteSections("Quote of instance "+e.InstanceID, q, e.Quote)...)
 		}
 		all = append(all, textSection("Statement of instance "+e.InstanceID+", binding "+string(e.Binding), e.Statement),
 			eventSection("Events of instance "+e.InstanceID, e.EventLog), textSection("app-compose.json of instance "+e.InstanceID, e.AppCompose))
 	}
-	c := Section{Title: "Collateral"}
-	for _, answer := range d.Collateral {
-		c.add(answer.URL, fmt.Sprintf("%d bytes, SHA-256 %s", len(answer.Body), sum(answer.Body)))
-	}
-	return append(all, c)
+	return append(all, collateralSections(d.Collateral)...)
 }
 
 func stamp(t time.Time) string { return t.UTC().Format(time.RFC3339) }

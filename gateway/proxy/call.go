@@ -66,7 +66,7 @@ func (k *call) refuse(r *http.Request, f *failure) {
 
 // own lets the gateway answer.
 func (k *call) own(r *http.Request, path string) {
-	if r.ContentLength > maxOwnBody {
+	if r.ContentLength > MaxOwnBody {
 		k.refuse(r, &failure{reason: TooLarge, status: http.StatusRequestEntityTooLarge})
 		return
 	}
@@ -82,7 +82,7 @@ func (k *call) own(r *http.Request, path string) {
 	}()
 	out := r.Clone(r.Context())
 	h1.Rewrite(out.Header, k.c.client, "https", r.Host, k.id)
-	out.Body = http.MaxBytesReader(k, r.Body, maxOwnBody)
+	out.Body = http.MaxBytesReader(k, r.Body, MaxOwnBody)
 	k.Header().Set("X-Request-Id", k.id)
 	k.p.own(path).ServeHTTP(k, out)
 }

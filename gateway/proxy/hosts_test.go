@@ -270,7 +270,7 @@ func TestOwnHandlerIsSafeToFail(t *testing.T) {
 func TestOwnHandlerGetsNoLargeBody(t *testing.T) {
 	b := run(t, nil)
 	protocols(t, func(t *testing.T, http2 bool) {
-		r, err := b.client(t, http2).Post("https://gateway."+base+"/", "text/plain", strings.NewReader(strings.Repeat("x", 65<<10)))
+		r, err := b.client(t, http2).Post("https://gateway."+base+"/", "text/plain", strings.NewReader(strings.Repeat("x", proxy.MaxOwnBody+1)))
 		if err != nil {
 			t.Fatal(err)
 		}

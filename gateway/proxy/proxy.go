@@ -80,6 +80,7 @@ func New(c Config) (*Proxy, error) {
 	p.tls = p.tlsConfig()
 	p.relay, err = h1.New(h1.Config{
 		Drain: p.drain, IdleTimeout: c.KeepAlive, ResponseTimeout: c.IdleTimeout, PipeTimeout: c.IdleTimeout,
+		HandlerBody: MaxOwnBody,
 		DialTimeout: c.DialTimeout + time.Second, // Dial's own timeout comes first, and knows more
 	})
 	if err != nil {

@@ -14,8 +14,8 @@ import (
 	"time"
 )
 
-// maxOwnBody bounds the body of a request to the gateway's own handler, as the HTTP/1.1 relay does.
-const maxOwnBody = 64 << 10
+// MaxOwnBody bounds the body of a request to the gateway's own handler, in bytes. A bundle of verify for an app with some instances fits.
+const MaxOwnBody = 512 << 10
 
 // streams serves HTTP/2: net/http's server, fed with connections whose handshake is done, in front of a handler that forwards.
 type streams struct {

@@ -15,7 +15,7 @@ import (
 )
 
 func explorerCommand() *cobra.Command {
-	var listen, simulated string
+	var listen, simulated, ca string
 	c := &cobra.Command{
 		Use:   "explorer",
 		Short: "Show quotes, event logs, documents and bundles, decoded and checked, in a browser",
@@ -32,6 +32,13 @@ Nothing leaves the process, and nothing is fetched.`,
 				}
 				config.Roots = []ratls.VerifierConfig{{}, {Root: root}}
 			}
+			if ca != "" {
+				pool, err := readCAs(ca)
+				if err != nil {
+					return err
+				}
+				config.CAs = pool
+			}
 			listener, err := net.Listen("tcp", listen)
 			if err != nil {
 				return fmt.Errorf("%w; choose another address with --listen", err)
@@ -43,6 +50,7 @@ Nothing leaves the process, and nothing is fetched.`,
 		},
 	}
 	c.Flags().StringVar(&listen, "listen", "127.0.0.1:8888", "`ADDRESS:PORT` to serve at")
+	c.Flags().StringVar(&ca, "ca", "", "accept TLS certificates in bundles below the roots in this PEM `FILE` instead of the system's")
 	c.Flags().StringVar(&simulated, "simulated-root", "", "also accept simulated TDX evidence below the root in this PEM `FILE`; it proves nothing about hardware")
 	return c
 }
