@@ -2,6 +2,7 @@ package tunnel_test
 
 import (
 	"bytes"
+	"crypto/ecdh"
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
@@ -32,7 +33,37 @@ var notCanonical = []string{
 	"0900000000000000000000000000000000000000000000000000000000000080",
 }
 
-func unhex(t *testing.T, s string) []byte {
+// shared is the error of an exchange with a point: crypto/ecdh refuses those that any key takes to zero.
+func shared(t testing.TB, raw []byte) error {
+	t.Helper()
+	private := tunnel.NewPrivateKey()
+	key, err := ecdh.X25519().NewPrivateKey(private[:])
+	if err != nil {
+		t.Fatal(err)
+	}
+	point, err := ecdh.X25519().NewPublicKey(raw)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = key.ECDH(point)
+	return err
+}
+
+// TestPointsOfSmallOrderAreThoseThatECDHRefuses holds the table to the arithmetic.
+func TestPointsOfSmallOrderAreThoseThatECDHRefuses(t *testing.T) {
+	for _, h := range lowOrder {
+		if shared(t, unhex(t, h)) == nil {
+			t.Errorf("%s is no point of small order", h)
+		}
+	}
+	for range 100 {
+		if key := tunnel.NewPrivateKey().PublicKey(); shared(t, key[:]) != nil {
+			t.Errorf("%v is refused", key)
+		}
+	}
+}
+
+func unhex(t testing.TB, s string) []byte {
 	t.Helper()
 	b, err := hex.DecodeString(s)
 	if err != nil {
@@ -161,6 +192,9 @@ func FuzzParsePublicKey(f *testing.F) {
 	f.Add(tunnel.PublicKey{9}.String())
 	f.Add(strings.Repeat("A", 43) + "=")
 	f.Add(strings.Repeat("/", 42) + "8=")
+	for _, h := range lowOrder {
+		f.Add(base64.StdEncoding.EncodeToString(unhex(f, h)))
+	}
 	f.Add("")
 	f.Fuzz(func(t *testing.T, s string) {
 		key, err := tunnel.ParsePublicKey(s)
@@ -170,7 +204,7 @@ func FuzzParsePublicKey(f *testing.F) {
 		if key.String() != s {
 			t.Fatalf("%q was read as %v", s, key)
 		}
-		if key == (tunnel.PublicKey{}) || key[31]&0x80 != 0 {
+		if key == (tunnel.PublicKey{}) || key[31]&0x80 != 0 || shared(t, key[:]) != nil {
 			t.Fatalf("accepted %v", key)
 		}
 	})
