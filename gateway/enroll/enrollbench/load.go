@@ -31,6 +31,7 @@ func (b *bench) scenarios() []scenario {
 func (b *bench) refresh(ctx context.Context, d time.Duration, keep bool) (figures, error) {
 	answers := make([]string, len(b.guests))
 	for i, g := range b.guests {
+		g.close() // the server does not keep what was idle during other cases
 		var err error
 		if answers[i], err = g.register(); err != nil {
 			return nil, err
