@@ -3,9 +3,12 @@ package ratls_test
 import (
 	"bytes"
 	"crypto/sha512"
+	"crypto/x509"
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
+	"encoding/pem"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -222,29 +225,95 @@ func FuzzStatement(f *testing.F) {
 	})
 }
 
-func FuzzDocument(f *testing.F) {
-	a := vendor(f)
-	td := boot(f, a, machine{}, vm{AppCompose: "{}"})
-	prover, err := ratls.NewProver(ratls.ProverConfig{Platform: td, Verifier: verifier(f, a, a.Getter(), ratls.Policy{})})
-	if err != nil {
-		f.Fatal(err)
-	}
-	own := statement()
-	own.App = nil
-	document, err := prover.Prove(f.Context(), own, &ratls.Challenge{Nonce: make([]byte, 32)}, nil)
-	if err != nil {
-		f.Fatal(err)
-	}
-	text, err := json.Marshal(document)
-	if err != nil {
-		f.Fatal(err)
-	}
-	f.Add(text)
-	chain := ratls.Chain{Roots: []ratls.VerifierConfig{{Root: a.Root()}}, Now: func() time.Time { return now }}
-	f.Fuzz(func(t *testing.T, text []byte) {
-		report := chain.Verify(t.Context(), text, ratls.Subject{Host: own.Host, SPKI: []byte("no key hashes to what is stated")})
-		if report.OK() {
-			t.Errorf("verified although the key is another: %s", text)
+func FuzzAppStatement(f *testing.F) {
+	f.Fuzz(func(t *testing.T, text string) {
+		s, err := ratls.ParseAppStatement(text)
+		if err != nil {
+			return
+		}
+		again, err := s.Text()
+		if err != nil {
+			t.Fatalf("%v: %s", err, text)
+		}
+		if _, err := ratls.ParseAppStatement(again); err != nil {
+			t.Errorf("%v: %s", err, again)
 		}
 	})
+}
+
+func FuzzAppEvidence(f *testing.F) {
+	a := vendor(f)
+	v := verifier(f, a, a.Getter(), ratls.Policy{})
+	f.Fuzz(func(t *testing.T, text []byte) {
+		e, err := ratls.ParseAppEvidence(text)
+		if err != nil {
+			return
+		}
+		if _, err := e.Verify(t.Context(), v); err == nil {
+			t.Errorf("verified below a foreign root: %s", text)
+		}
+	})
+}
+
+// FuzzDocument changes the kept document of a gateway with an app behind it. It is judged as of its own time, below its own root and
+// with its own key, so that every link is reached; what passes still has to say the same.
+func FuzzDocument(f *testing.F) {
+	k := keptDocument(f)
+	f.Add(k.text)
+	f.Fuzz(func(t *testing.T, text []byte) {
+		if report := k.chain.Verify(t.Context(), text, k.subject); !report.OK() {
+			return
+		}
+		d, err := ratls.ParseDocument(text)
+		if err != nil {
+			t.Fatalf("verified, and not readable: %v", err)
+		}
+		if d.Statement != k.document.Statement || len(d.Apps) != 1 || d.Apps[0].SHA256() != k.document.Apps[0].SHA256() || d.Apps[0].AppCompose != k.document.Apps[0].AppCompose {
+			t.Errorf("verified with another content: %s", text)
+		}
+	})
+}
+
+// kept is a document in testdata, who accepts it and for what.
+type kept struct {
+	text     []byte
+	document *ratls.Document
+	chain    ratls.Chain
+	subject  ratls.Subject
+}
+
+func keptDocument(t testing.TB) (k kept) {
+	t.Helper()
+	read := func(file string) []byte {
+		data, err := os.ReadFile("testdata/" + file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return data
+	}
+	root, _ := pem.Decode(read("document-root.pem"))
+	certificate, err := x509.ParseCertificate(root.Bytes)
+	if err != nil {
+		t.Fatal(err)
+	}
+	key, _ := pem.Decode(read("document-key.pem"))
+	k.text = read("document.json")
+	if k.document, err = ratls.ParseDocument(k.text); err != nil {
+		t.Fatal(err)
+	}
+	statement, err := ratls.ParseStatement(k.document.Statement)
+	if err != nil {
+		t.Fatal(err)
+	}
+	k.chain = ratls.Chain{Roots: []ratls.VerifierConfig{{Root: certificate}}, Now: func() time.Time { return statement.IssuedAt }}
+	k.subject = ratls.Subject{Host: statement.Host, ID: statement.App.ID, SPKI: key.Bytes}
+	return k
+}
+
+// TestTheKeptDocumentVerifies makes sure that FuzzDocument starts at the end of the chain.
+func TestTheKeptDocumentVerifies(t *testing.T) {
+	k := keptDocument(t)
+	if report := k.chain.Verify(t.Context(), k.text, k.subject); !report.OK() || len(report.Apps) != 1 {
+		t.Errorf("failed %s", failures(report))
+	}
 }
