@@ -66,11 +66,31 @@ func (zs *Zones) Answer(query *dns.Msg, transport Transport, maxSize int) *dns.M
 		return nil
 	}
 	m := begin(query)
-	if r := zs.resolve(m, query); r != nil {
+	zone, r := zs.resolve(m, query)
+	if r != nil {
 		r.write(m)
+	}
+	if zone != nil && zone.signing != nil && wantsProof(m) && !zone.signMessage(m, transport != UDP) {
+		truncate(m) // never unsigned: who is in earnest comes again, over TCP
 	}
 	fit(m, sizeLimit(query, transport, maxSize))
 	return m
+}
+
+// wantsProof tells whether the client asked for DNSSEC records (RFC 3225).
+func wantsProof(m *dns.Msg) bool {
+	opt := m.IsEdns0()
+	return opt != nil && opt.Do()
+}
+
+// truncate leaves nothing of an answer but that there is one (RFC 2181 section 9).
+func truncate(m *dns.Msg) {
+	m.Truncated, m.Answer, m.Ns, m.Rcode = true, nil, nil, dns.RcodeSuccess
+	if opt := m.IsEdns0(); opt != nil {
+		m.Extra = []dns.RR{opt}
+	} else {
+		m.Extra = nil
+	}
 }
 
 // begin makes the response's header, question and OPT. Only RD is copied from
@@ -86,34 +106,36 @@ func begin(query *dns.Msg) *dns.Msg {
 	if asked := query.IsEdns0(); asked != nil {
 		opt := &dns.OPT{Hdr: dns.RR_Header{Name: ".", Rrtype: dns.TypeOPT, Class: MaxUDPPayload}}
 		opt.SetDo(asked.Do()) // RFC 3225 section 3
+		opt.SetCo(asked.Co()) // RFC 9824 section 5.1
 		m.Extra = []dns.RR{opt}
 	}
 	return m
 }
 
-// resolve writes the answer into m, or returns why there is none.
-func (zs *Zones) resolve(m, query *dns.Msg) *refusal {
+// resolve writes the answer into m, and returns the zone that it is from, or
+// why there is none.
+func (zs *Zones) resolve(m, query *dns.Msg) (*Zone, *refusal) {
 	if r := refuseMessage(query); r != nil {
-		return r
+		return nil, r
 	}
 	question := query.Question[0]
 	var buf [maxNameOctets]byte
 	wire, ok := wireName(&buf, question.Name)
 	if !ok {
-		return &refuseName
+		return nil, &refuseName
 	}
 	if r := refuseQuestion(question); r != nil {
-		return r
+		return nil, r
 	}
 	if zs == nil {
-		return &refuseNotReady
+		return nil, &refuseNotReady
 	}
 	zone, rel := zs.find(wire)
 	if zone == nil {
-		return &refuseZone
+		return nil, &refuseZone
 	}
 	zone.answer(m, question, rel)
-	return nil
+	return zone, nil
 }
 
 // answer writes the authoritative answer to a question about a name of the zone.
@@ -125,7 +147,10 @@ func (z *Zone) answer(m *dns.Msg, question dns.Question, rel []byte) {
 		static, host := z.lookup(rel)
 		if static == nil && host == nil {
 			m.Rcode = dns.RcodeNameError // of the last name, RFC 6604 section 3
-			z.deny(m, rel)
+			m.Ns = []dns.RR{z.deniedFor(rel)}
+			if z.signing != nil && wantsProof(m) {
+				z.proveNoName(m, rel, m.IsEdns0().Co())
+			}
 			return
 		}
 		alias := static.set(dns.TypeCNAME)
@@ -149,8 +174,12 @@ func (z *Zone) answer(m *dns.Msg, question dns.Question, rel []byte) {
 // data answers at a name that exists: with the records of the type, or with
 // NODATA (RFC 2308 section 2.2).
 func (z *Zone) data(m *dns.Msg, owner string, qtype uint16, rel []byte, static, host *node) {
-	if qtype == dns.TypeANY {
+	switch {
+	case qtype == dns.TypeANY:
 		m.Answer = append(m.Answer, z.any(owner, static))
+		return
+	case z.signing != nil && (qtype == dns.TypeNSEC || qtype == dns.TypeRRSIG):
+		z.proof(m, owner, qtype, rel, static, host)
 		return
 	}
 	rrs := static.set(qtype)
@@ -158,7 +187,10 @@ func (z *Zone) data(m *dns.Msg, owner string, qtype uint16, rel []byte, static, 
 		rrs = host.set(qtype)
 	}
 	if rrs == nil {
-		z.deny(m, rel)
+		m.Ns = []dns.RR{z.deniedFor(rel)}
+		if z.signing != nil && wantsProof(m) {
+			z.proveNoData(m, rel, static, host)
+		}
 		return
 	}
 	for _, rr := range rrs {
@@ -175,19 +207,36 @@ func (z *Zone) any(owner string, static *node) dns.RR {
 	if alias := static.set(dns.TypeCNAME); alias != nil {
 		return withOwner(alias[0], owner)
 	}
-	ttl := z.negative[0].Header().Ttl
+	ttl := z.negative.Header().Ttl
 	return &dns.HINFO{
 		Hdr: dns.RR_Header{Name: owner, Rrtype: dns.TypeHINFO, Class: dns.ClassINET, Ttl: ttl},
 		Cpu: "RFC8482",
 	}
 }
 
-// deny adds the SOA that every negative answer carries (RFC 2308 section 2).
-func (z *Zone) deny(m *dns.Msg, rel []byte) {
-	m.Ns = z.negative
-	if len(rel) >= len(acmeWire) && string(rel[:len(acmeWire)]) == acmeWire {
-		m.Ns = z.challenge
+// proof answers those who ask for the records of DNSSEC themselves. Of the
+// signatures at a name they are given one, as of ANY.
+func (z *Zone) proof(m *dns.Msg, owner string, qtype uint16, rel []byte, static, host *node) {
+	nsec := withOwner(z.nsecAt(rel, static, host), owner)
+	if qtype == dns.TypeNSEC {
+		m.Answer = append(m.Answer, nsec)
+		return
 	}
+	signatures, ok := z.signatures([]dns.RR{nsec}, forExisting, false)
+	if !ok {
+		truncate(m)
+		return
+	}
+	m.Answer = append(m.Answer, signatures...)
+}
+
+// deniedFor returns the SOA that every negative answer carries (RFC 2308
+// section 2): how long a name is denied.
+func (z *Zone) deniedFor(rel []byte) dns.RR {
+	if len(rel) >= len(acmeWire) && string(rel[:len(acmeWire)]) == acmeWire {
+		return z.challenge
+	}
+	return z.negative
 }
 
 // glue adds the addresses of name servers inside the zone.
@@ -254,8 +303,9 @@ func fit(m *dns.Msg, size int) {
 	} else {
 		m.Extra = nil
 	}
-	if m.Len() <= size {
-		return
+	if m.Len() > size {
+		rcode := m.Rcode
+		truncate(m)
+		m.Rcode = rcode
 	}
-	m.Truncated, m.Answer, m.Ns = true, nil, nil
 }

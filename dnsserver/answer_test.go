@@ -44,8 +44,8 @@ func shortenMsg(m *dns.Msg) answered {
 }
 
 const (
-	soa     = "dstack.host. 20 IN SOA ns1.dstack.host. dns\\.team.example.net. 7 3600 600 1209600 20"
-	soaACME = "dstack.host. 5 IN SOA ns1.dstack.host. dns\\.team.example.net. 7 3600 600 1209600 20"
+	soa     = "dstack.host. 20 IN SOA ns1.dstack.host. dns\\.team.example.net. 7 3600 600 604800 20"
+	soaACME = "dstack.host. 5 IN SOA ns1.dstack.host. dns\\.team.example.net. 7 3600 600 604800 20"
 )
 
 func TestAnswer(t *testing.T) {
@@ -118,7 +118,7 @@ func TestAnswer(t *testing.T) {
 		{"challenge of nobody", at("_acme-challenge.nobody"), dns.TypeTXT, answered{Rcode: "NXDOMAIN", AA: true, Ns: []string{soaACME}}},
 		{"below the challenge", at("x._acme-challenge"), dns.TypeTXT, nxdomain},
 		{"challenge without a value exists", "_acme-challenge.below.dstack.host.", dns.TypeTXT, answered{Rcode: "NOERROR", AA: true,
-			Ns: []string{"below.dstack.host. 5 IN SOA ns1.dstack.host. hostmaster.below.dstack.host. 0 3600 600 1209600 10"}}},
+			Ns: []string{"below.dstack.host. 5 IN SOA ns1.dstack.host. hostmaster.below.dstack.host. 0 3600 600 604800 10"}}},
 		{"name given with its zone", at("_dstack-app-address"), dns.TypeTXT, positive(
 			at("_dstack-app-address") + ` 60 IN TXT "` + otherID + `:443"`)},
 		{"name given absolutely", at("_dstack-app-address.full"), dns.TypeTXT, positive(
@@ -137,7 +137,7 @@ func TestAnswer(t *testing.T) {
 
 		{"longest zone", "below.dstack.host.", dns.TypeA, positive("below.dstack.host. 60 IN A 198.51.100.1")},
 		{"longest zone has no apps", appID + ".below.dstack.host.", dns.TypeA, answered{Rcode: "NXDOMAIN", AA: true,
-			Ns: []string{"below.dstack.host. 10 IN SOA ns1.dstack.host. hostmaster.below.dstack.host. 0 3600 600 1209600 10"}}},
+			Ns: []string{"below.dstack.host. 10 IN SOA ns1.dstack.host. hostmaster.below.dstack.host. 0 3600 600 604800 10"}}},
 		{"outside", "example.org.", dns.TypeA, refused},
 		{"parent", "host.", dns.TypeA, refused},
 		{"root", ".", dns.TypeNS, refused},

@@ -21,7 +21,7 @@ const (
 	defaultNSTTL       = time.Hour
 	defaultRefresh     = time.Hour
 	defaultRetry       = 10 * time.Minute
-	defaultExpire      = 14 * 24 * time.Hour
+	defaultExpire      = 7 * 24 * time.Hour // before the signatures of a transfer do
 	defaultNegativeTTL = 10 * time.Second
 
 	acmeTTL     = 5 * time.Second
@@ -72,6 +72,8 @@ func NewZone(c ZoneConfig) (*Zone, error) {
 		nodes:  map[string]*node{"": {}},
 		below:  map[string]*node{},
 
+		labels: c.Labels, prefixes: slices.Clone(c.Prefixes),
+
 		hosts: c.Hosts, canonical: c.Canonical, isPassthrough: c.Passthrough, hostTXT: c.HostTXT,
 	}}
 	b.build()
@@ -111,7 +113,9 @@ func (b *builder) build() {
 	b.texts()
 	b.authorisations()
 	b.records()
+	b.sign()
 	b.emptyNonTerminals()
+	b.zone.children, b.zone.childrenBelow = childrenOf(b.zone.nodes), childrenOf(b.zone.below)
 	b.checkSets()
 	b.checkAliases()
 }
@@ -214,10 +218,10 @@ func (b *builder) startOfAuthority() {
 
 // negativeSOA returns the SOA with the TTL of a negative answer: the least of
 // its own TTL and the negative TTL (RFC 2308 section 5).
-func negativeSOA(soa *dns.SOA, ttl uint32) []dns.RR {
+func negativeSOA(soa *dns.SOA, ttl uint32) dns.RR {
 	negative := *soa
 	negative.Hdr.Ttl = min(soa.Hdr.Ttl, ttl)
-	return []dns.RR{&negative}
+	return &negative
 }
 
 func (b *builder) primary() string {

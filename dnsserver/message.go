@@ -127,7 +127,8 @@ func (r *responder) decide(verdict verdict, zones *Zones) (a *answer, keep bool)
 	}
 	a = r.pack(zones.Answer(r.asking.of(q, maxMessage), r.transport, maxMessage))
 	if r.fits(a) {
-		// What strangers can make up without end, names that don't exist, is not kept.
+		// What strangers can make up without end, names that don't exist, is not kept, and
+		// neither is that there was no time to sign.
 		return a, verdict == readable && a.rcode() == dns.RcodeSuccess && a.body[2]&flagTC == 0
 	}
 	// Answer counts an OPT with its own options only, also where it will be left out.

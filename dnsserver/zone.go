@@ -56,6 +56,16 @@ type ZoneConfig struct {
 	// Nil: nothing is said of it.
 	Service *Service
 
+	// Labels are the canonical labels of all hosts, in order: those that Hosts
+	// knows. Needed to prove that a name does not exist (DenialBlock), and to
+	// list the zone in transfers.
+	Labels *Labels
+	// Prefixes are what may stand before a canonical label ("0x"). Labels of
+	// hosts begin with a canonical label, or with one behind a prefix.
+	Prefixes []string
+	// Signing makes the zone signed. Nil: it is not.
+	Signing *Signing
+
 	// TXT are text records: name to values, each value one character-string of
 	// at most 255 octets. Records at _acme-challenge names get a TTL of at
 	// most 5 s.
@@ -151,13 +161,18 @@ type Zone struct {
 	below       map[string]*node // what there is below every host name but those: by name relative to it
 	ttl         uint32           // of records that are made for a query
 
+	signing                 *signing // nil: the zone is not signed
+	labels                  *Labels
+	prefixes                []string
+	children, childrenBelow map[string][]string // labels below each name of nodes and of below, sorted
+
 	hosts         func(string) bool
 	canonical     func(string) (string, bool)
 	isPassthrough func(string) bool
 	hostTXT       func(string) []string
 
-	negative  []dns.RR // the SOA as negative answers carry it
-	challenge []dns.RR // the same at _acme-challenge names
+	negative  dns.RR // the SOA as negative answers carry it
+	challenge dns.RR // the same at _acme-challenge names
 }
 
 // Origin returns the zone's name in lower case with trailing dot.
