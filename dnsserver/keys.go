@@ -145,13 +145,19 @@ func (p Parent) Has(k *Key) bool {
 // Advance returns the keys as a policy wants them at a time: the first ones for
 // a zone without, a successor for one that has been used long enough, the end
 // of one that nobody needs any more. Changes take their time, so it is called
-// again and again; what it does not change it returns as it was. One rollover
+// again and again; what it does not change it returns as it was. All times are
+// whole ResignIntervals, at which all nodes make their zones anew. One rollover
 // goes on at a time. A key that the zone above names stays until that zone was
 // seen without it.
 func (ks Keys) Advance(at time.Time, p Policy, parent Parent) (Keys, error) {
 	p = p.complete()
 	next := slices.DeleteFunc(slices.Clone(ks), func(k TimedKey) bool { return k.done(at) })
 	var err error
+	if hour := at.Truncate(ResignInterval); len(next) > 0 && !hour.Equal(at) {
+		at = hour.Add(ResignInterval)
+	} else {
+		at = hour
+	}
 	switch {
 	case len(next) == 0:
 		next, err = firstKeys(at, p)

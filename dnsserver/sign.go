@@ -45,8 +45,8 @@ type Signing struct {
 	Keys Keys
 	// Denial is how absence is proved. Empty: DenialBlock.
 	Denial Denial
-	// At is when the zone is made. Signatures are of the last full
-	// ResignInterval before, so that all nodes make the same.
+	// At is when the zone is made. Signatures and keys are those of the last
+	// full ResignInterval before, so that all nodes say the same.
 	At time.Time
 }
 
@@ -69,13 +69,14 @@ func (b *builder) sign() {
 	if sg.denial == "" {
 		sg.denial = DenialBlock
 	}
-	published := s.Keys.published(s.At)
+	at := s.At.Truncate(ResignInterval)
+	published := s.Keys.published(at)
 	for _, k := range published {
 		if k.role.signsKeys() {
 			sg.keys = append(sg.keys, k)
 		}
 	}
-	sg.data = s.Keys.signing(s.At)
+	sg.data = s.Keys.signing(at)
 	if err := b.checkSigning(sg); err != nil {
 		b.fault("Signing", err)
 		return
@@ -83,7 +84,7 @@ func (b *builder) sign() {
 	for _, k := range published {
 		b.add(k.dnskey(b.zone.origin, keyTTL))
 	}
-	for _, k := range s.Keys.wanted(s.At) { // RFC 7344 section 4.1
+	for _, k := range s.Keys.wanted(at) { // RFC 7344 section 4.1
 		b.add(k.dnskey(b.zone.origin, keyTTL).ToCDNSKEY())
 		b.add(k.ds(b.zone.origin, keyTTL).ToCDS())
 	}

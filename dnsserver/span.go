@@ -8,7 +8,8 @@ import (
 // A span is the part of the namespace below one name that a denial covers:
 // everything after owner and before next. Both are names relative to where the
 // span lies, in wire form; an empty owner is that place itself, and an empty
-// next the end of the zone.
+// next the end of the zone. They are names that nobody asks for: validators
+// take both for existing ones.
 type span struct{ owner, next []byte }
 
 const (
@@ -42,16 +43,15 @@ func (n *neighbours) add(before, after string) {
 func blockOf(label string, n neighbours) span {
 	d := max(commonPrefix(label, n.before), commonPrefix(label, n.after))
 	prefix := label[:d]
-	if d == len(label) || label == prefix+first {
-		return exactly(label) // an existing label begins with this one, or nothing comes between
-	}
-	low := prefix + first
+	low, high := prefix+first, fill(prefix)
 	if commonPrefix(label, n.before) == d && len(n.before) > d {
 		low = fill(n.before[:d+1])
 	}
-	high := following(prefix)
-	if commonPrefix(label, n.after) == d && n.after != "" {
-		high = n.after[:d+1]
+	if commonPrefix(label, n.after) == d && len(n.after) > d {
+		high = fill(prefix + string([]byte{preceding(n.after[d])}))
+	}
+	if d == len(label) || label <= low || label >= high {
+		return exactly(label) // an existing label begins with this one, or it is an end of the block
 	}
 	return span{owner: labelWire(low), next: labelWire(high)}
 }
