@@ -23,7 +23,7 @@ func (z *Zone) proveNoData(m *dns.Msg, rel []byte, static, host *node) {
 }
 
 func (z *Zone) nsecAt(rel []byte, static, host *node) *dns.NSEC {
-	return z.nsec(rel, z.successorOf(rel), types(static, host))
+	return z.nsec(rel, z.successorOf(rel), typesOf(static, host))
 }
 
 func (z *Zone) successorOf(rel []byte) string {
@@ -34,8 +34,8 @@ func (z *Zone) successorOf(rel []byte) string {
 	return name
 }
 
-// types are the types of a name in a signed zone.
-func types(static, host *node) []uint16 {
+// typesOf returns the types of a name in a signed zone.
+func typesOf(static, host *node) []uint16 {
 	all := []uint16{dns.TypeRRSIG, dns.TypeNSEC}
 	for _, n := range []*node{static, host} {
 		if n == nil {
@@ -104,7 +104,7 @@ func (z *Zone) cover(encloser []byte, label string, ns []dns.RR) *dns.NSEC {
 		NextDomain: z.origin, TypeBitMap: []uint16{dns.TypeRRSIG, dns.TypeNSEC},
 	}
 	if len(s.owner) == 0 {
-		rr.TypeBitMap = types(z.lookup(encloser))
+		rr.TypeBitMap = typesOf(z.lookup(encloser))
 	}
 	if len(s.next) > 0 {
 		rr.NextDomain = z.nameOf(slices.Concat(s.next, encloser))

@@ -28,7 +28,7 @@ func (g *Gateway) follow(ctx context.Context) error {
 	wait, told := retryInterval, rate.NewLimiter(rate.Every(10*time.Second), 3)
 	for {
 		registered, certified := g.registry.Changed(), g.certs.Changed()
-		var again <-chan time.Time
+		again := time.After(untilResign(time.Now()))
 		if snapshot := g.registry.Snapshot(); snapshot.Loaded() {
 			err := g.apply(ctx, snapshot)
 			switch {
@@ -50,9 +50,15 @@ func (g *Gateway) follow(ctx context.Context) error {
 			return nil
 		case <-registered:
 		case <-certified:
+		case <-g.signing.changed:
 		case <-again:
 		}
 	}
+}
+
+// untilResign is how long the zones made now may stay.
+func untilResign(now time.Time) time.Duration {
+	return now.Truncate(dnsserver.ResignInterval).Add(dnsserver.ResignInterval).Sub(now)
 }
 
 // apply makes tunnel and zones what the snapshot says. The names come last: who can resolve an app finds its peer there. An
@@ -65,7 +71,7 @@ func (g *Gateway) apply(ctx context.Context, snapshot *registry.Snapshot) error 
 		listed.without = g.peerless(snapshot)
 		refused = fmt.Errorf("%d of %d instances have no peer and no name: %w", len(listed.without), snapshot.Len(), refused)
 	}
-	zones, err := g.zones(listed)
+	zones, err := g.zones(listed, time.Now())
 	if err != nil {
 		return errors.Join(refused, err)
 	}

@@ -58,7 +58,9 @@ type Gateway struct {
 	proxy    *proxy.Proxy
 	attester *attest.Attester
 	static   []dnsserver.ZoneConfig // of each base domain, as configured
-	ready    chan struct{}          // closed by Run when names resolve and certificates serve
+	signing  signing
+	names    names         // used by New, then by follow
+	ready    chan struct{} // closed by Run when names resolve and certificates serve
 	started  time.Time
 }
 
@@ -226,7 +228,7 @@ func (g *Gateway) Run(ctx context.Context) error {
 	defer stop()
 	support, below := errgroup.WithContext(below)
 	front, ctx := errgroup.WithContext(ctx)
-	for _, run := range []func(context.Context) error{g.registry.Run, g.tunnel.Run, g.dns.Run, g.certs.Run, g.attester.Run, g.review.Run, g.ports.Run, g.follow} {
+	for _, run := range []func(context.Context) error{g.registry.Run, g.tunnel.Run, g.dns.Run, g.certs.Run, g.attester.Run, g.review.Run, g.ports.Run, g.follow, g.followKeys} {
 		support.Go(func() error { return run(below) })
 	}
 	for _, run := range []func(context.Context) error{g.enroll.Run, g.proxy.Run, g.announce} {

@@ -18,6 +18,9 @@ import (
 )
 
 func (g *Gateway) openDNS(ctx context.Context, metrics prometheus.Registerer) error {
+	if err := g.openSigning(ctx); err != nil {
+		return err
+	}
 	if err := g.openZones(); err != nil {
 		return err
 	}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
+	"time"
 
 	"dstack.host/dnsserver"
 	"dstack.host/gateway/config"
@@ -23,15 +24,16 @@ func (g *Gateway) openZones() error {
 		}
 		g.static = append(g.static, zone)
 	}
-	_, err := g.zones(listing{Snapshot: new(registry.Snapshot)})
+	_, err := g.zones(listing{Snapshot: new(registry.Snapshot)}, time.Now())
 	return err
 }
 
 // zones are everything that the DNS server says.
-func (g *Gateway) zones(listed listing) ([]*dnsserver.Zone, error) {
+func (g *Gateway) zones(listed listing, at time.Time) ([]*dnsserver.Zone, error) {
+	g.names.follow(listed.Snapshot)
 	zones := make([]*dnsserver.Zone, len(g.static))
 	for i, static := range g.static {
-		zone, err := dnsserver.NewZone(g.zone(static, listed))
+		zone, err := dnsserver.NewZone(g.zone(static, listed, at))
 		if err != nil {
 			return nil, err
 		}
@@ -41,10 +43,12 @@ func (g *Gateway) zones(listed listing) ([]*dnsserver.Zone, error) {
 }
 
 // zone adds to what the configuration says of a zone what is registered and certified.
-func (g *Gateway) zone(c dnsserver.ZoneConfig, listed listing) dnsserver.ZoneConfig {
-	c.Serial = uint32(listed.Revision()) // RFC 1982 arithmetic wraps as the truncation does
+func (g *Gateway) zone(c dnsserver.ZoneConfig, listed listing, at time.Time) dnsserver.ZoneConfig {
+	c.Serial = serial(listed.Snapshot, at)
 	c.Hosts = func(label string) bool { return len(listed.resolve(label)) > 0 }
 	c.Canonical = registry.CanonicalLabel
+	c.Labels, c.Prefixes = g.names.labels, []string{"0x"}
+	c.Signing = g.zoneSigning(c.Origin, at)
 	c.Passthrough = passthrough
 	c.HostTXT = func(label string) []string { return g.facts(listed, label, c.Origin) }
 	c.TXT = map[string][]string{}
@@ -59,6 +63,29 @@ func (g *Gateway) zone(c dnsserver.ZoneConfig, listed listing) dnsserver.ZoneCon
 		c.TXT[challenge] = values
 	}
 	return c
+}
+
+// serial grows with the state, and with every hour, at which some signatures are new. All nodes have the same.
+func serial(snapshot *registry.Snapshot, at time.Time) uint32 {
+	hours := at.Unix() / int64(dnsserver.ResignInterval/time.Second)
+	return uint32(snapshot.Revision() + hours) // RFC 1982 arithmetic wraps as the truncation does
+}
+
+// names are the labels of all apps in order. It follows one snapshot to the next. Used by one goroutine at a time.
+type names struct {
+	of     *registry.Snapshot
+	labels *dnsserver.Labels
+}
+
+func (n *names) follow(snapshot *registry.Snapshot) {
+	if n.of == nil {
+		n.labels = dnsserver.NewLabels(snapshot.Labels())
+	} else if n.of != snapshot {
+		if added, removed := snapshot.ChangedLabels(n.of); len(added)+len(removed) > 0 {
+			n.labels = n.labels.With(added, removed)
+		}
+	}
+	n.of = snapshot
 }
 
 // service is what clients learn of the HTTPS front: its protocols, its port, and the keys of the certificates that it serves.

@@ -21,6 +21,7 @@ func (c *Config) check(malformed Faults) Faults {
 	c.checkEnroll(&f)
 	c.checkRest(&f)
 	c.checkZones(&f)
+	c.checkDNSSEC(&f)
 	return f.beside(malformed)
 }
 

@@ -80,6 +80,19 @@ type DNS struct {
 	Secondaries    []string         `toml:"secondary_name_servers" help:"full names of further name servers, outside the base domains, that serve the zones from transfers"`
 	Records        []Record         `toml:"records" help:"static records, as [[dns.records]] tables with name, type, data and, if they like, ttl"`
 	ZoneFiles      []string         `toml:"zone_files" help:"files of static records in zone-file form; relative names are meant in every base domain"`
+	DNSSEC         DNSSEC           `toml:"dnssec" help:"signatures of the zones; dstack-gateway ds prints what the zone above has to be told"`
+}
+
+// DNSSEC says how the zones are signed.
+type DNSSEC struct {
+	Sign           bool          `toml:"sign" help:"sign the zones; without the DS records in the zone above it is of no effect, and does no harm"`
+	Algorithm      string        `toml:"algorithm" help:"\"ecdsap256sha256\" or \"ed25519\"; a change begins an algorithm rollover, which takes about ten days"`
+	Split          bool          `toml:"split_keys" help:"a key signing key and a zone signing key in place of one combined key"`
+	KSKLifetime    time.Duration `toml:"ksk_lifetime" help:"how long a key signing key, or a combined one, is used before its successor takes its place; the zone above then needs the new DS records; 0s: for ever"`
+	ZSKLifetime    time.Duration `toml:"zsk_lifetime" help:"the same for a zone signing key, which the zone above does not know; 0s: for ever"`
+	Denial         string        `toml:"denial" help:"how it is proved that a name does not exist: \"block\" (NXDOMAIN, shared by many names, tells the first digits of ids) or \"compact\" (RFC 9824, tells nothing, costs a signature a name)"`
+	SigningPercent int           `toml:"signing_percent" help:"percent of one CPU that signing may take, for names that exist and as much again for those that don't; answers beyond come over TCP"`
+	Resolver       string        `toml:"resolver" help:"address:port of the recursive resolver that is asked what the zone above has; empty: the first of /etc/resolv.conf"`
 }
 
 // Record is one static record of the zones.
@@ -152,7 +165,9 @@ func Default() Config {
 			SourceInterval: 20 * time.Millisecond, SourceBurst: 500, InstanceInterval: 5 * time.Second, InstanceBurst: 10,
 			ReviewInterval: 10 * time.Minute, Drain: time.Minute, Stale: 10 * time.Hour,
 		},
-		DNS: DNS{Listen: []netip.AddrPort{everywhere(53)}, RateLimit: 500, RateLimitSlip: 1, QueryLogSample: 1, DnstapSample: 1, NameServer: "ns1"},
+		DNS: DNS{Listen: []netip.AddrPort{everywhere(53)}, RateLimit: 500, RateLimitSlip: 1, QueryLogSample: 1, DnstapSample: 1, NameServer: "ns1", DNSSEC: DNSSEC{
+			Sign: true, Algorithm: "ecdsap256sha256", ZSKLifetime: 90 * 24 * time.Hour, Denial: "block", SigningPercent: 25,
+		}},
 		Tunnel: Tunnel{
 			Device:            "auto",
 			Name:              "dstack-wg0",

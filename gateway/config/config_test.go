@@ -70,6 +70,11 @@ func TestFaultsNameFileLineKeyAndWhatWouldBeRight(t *testing.T) {
 		{"CNAME with other data", "[[dns.records]]\nname = \"gateway\"\ntype = \"CNAME\"\ndata = \"example.org.\"",
 			`x.toml:5: dns.records.1: CNAME gateway.dstack.example.com.: a CNAME with other data`},
 		{"name server inside without glue", "dns.secondary_name_servers = [\"ns2.dstack.example.com\"]", `x.toml:5: dns.secondary_name_servers: NS[1] "ns2.dstack.example.com": glue missing`},
+		{"algorithm", "dns.dnssec.algorithm = \"rsasha1\"", `x.toml:5: dns.dnssec.algorithm: "rsasha1" is neither`},
+		{"denial", "dns.dnssec.denial = \"nsec3\"", `x.toml:5: dns.dnssec.denial: "nsec3" is none of block, compact`},
+		{"lifetime", "dns.dnssec.zsk_lifetime = \"1h\"", `x.toml:5: dns.dnssec.zsk_lifetime: 1h0m0s is shorter than a rollover`},
+		{"no signing", "dns.dnssec.signing_percent = 0", `x.toml:5: dns.dnssec.signing_percent: 0 is not between`},
+		{"resolver", "dns.dnssec.resolver = \"quad9\"", `x.toml:5: dns.dnssec.resolver: "quad9" is not address:port`},
 		{"zone file missing", "dns.zone_files = [\"/nonexistent/x.zone\"]", `x.toml:5: dns.zone_files: open /nonexistent/x.zone`},
 		{"zone file that is none", "dns.zone_files = [\"config_test.go\"]", `x.toml:5: dns.zone_files: config_test.go:1: zone file:`},
 		{"one query of none", "dns.query_log_sample = 0", `x.toml:5: dns.query_log_sample: must be at least 1`},
@@ -94,6 +99,7 @@ func TestValuesThatCannotWorkAreRefused(t *testing.T) {
 		{`base_domains = ["Dstack.host"]`, `"Dstack.host" is not a domain`},
 		{`base_domains = ["dstack.host."]`, `"dstack.host." is not a domain`},
 		{`base_domains = ["a_b.host"]`, `"a_b.host" is not a domain`},
+		{`base_domains = ["d.host", "x.d.host"]`, `"x.d.host" lies in "d.host", which is signed`},
 		{`base_domains = ["d.host", "d.host"]`, `"d.host" stands there twice`},
 		{`tunnel.endpoint = "[2001:db8::1]:51820"`, "dstack guests can't read IPv6"},
 		{`tunnel.endpoint = "203.0.113.5:0"`, `port "0" is not between 1 and 65535`},
@@ -135,6 +141,7 @@ func TestStaticRecordsGoToTheirZones(t *testing.T) {
 		t.Fatal(err)
 	}
 	c, err := config.Parse("x.toml", fmt.Appendf(nil, `base_domains = ["a.example", "b.a.example"]
+dns.dnssec.sign = false
 dns.addresses = ["203.0.113.5"]
 dns.zone_files = [%q]
 dns.records = [{name = "@", type = "MX", data = "0 ."}, {name = "x.a.example.", type = "TXT", data = "x", ttl = "2m"}]

@@ -7,6 +7,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"time"
 
 	"dstack.host/dnsserver"
 )
@@ -92,6 +93,41 @@ func (c *Config) checkZones(f *Faults) {
 				told[key+text] = true
 				f.add(key, "%s", text)
 			}
+		}
+	}
+}
+
+// KeyPolicy says which keys the zones have. The configuration has been checked.
+func (d DNSSEC) KeyPolicy() dnsserver.Policy {
+	algorithm, _ := dnsserver.ParseAlgorithm(d.Algorithm)
+	return dnsserver.Policy{Algorithm: algorithm, Split: d.Split, KSKLifetime: d.KSKLifetime, ZSKLifetime: d.ZSKLifetime}
+}
+
+// minLifetime leaves time for a rollover to end before the next begins.
+const minLifetime = 14 * 24 * time.Hour
+
+func (c *Config) checkDNSSEC(f *Faults) {
+	d := c.DNS.DNSSEC
+	if _, err := dnsserver.ParseAlgorithm(d.Algorithm); err != nil {
+		f.add("dns.dnssec.algorithm", "%v", err)
+	}
+	oneOf(f, "dns.dnssec.denial", d.Denial, string(dnsserver.DenialBlock), string(dnsserver.DenialCompact))
+	for key, lifetime := range map[string]time.Duration{"dns.dnssec.ksk_lifetime": d.KSKLifetime, "dns.dnssec.zsk_lifetime": d.ZSKLifetime} {
+		if lifetime != 0 && lifetime < minLifetime {
+			f.add(key, "%v is shorter than a rollover may take; at least %v", lifetime, minLifetime)
+		}
+	}
+	if d.SigningPercent < 1 || d.SigningPercent > 100 {
+		f.add("dns.dnssec.signing_percent", "%d is not between 1 and 100", d.SigningPercent)
+	}
+	if d.Resolver != "" {
+		if _, err := netip.ParseAddrPort(d.Resolver); err != nil {
+			f.add("dns.dnssec.resolver", `%q is not address:port, as "9.9.9.9:53"`, d.Resolver)
+		}
+	}
+	for _, base := range c.BaseDomains {
+		if above := c.baseOf(base[strings.Index(base, ".")+1:]); d.Sign && above != "" {
+			f.add("base_domains", "%q lies in %q, which is signed and does not delegate it; set dns.dnssec.sign = false, or serve one of them elsewhere", base, above)
 		}
 	}
 }

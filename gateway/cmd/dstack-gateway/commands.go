@@ -1,12 +1,14 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"os"
 	"runtime/debug"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -37,7 +39,7 @@ addresses by content, and proves at /.well-known/attestation what runs on both s
 	c.SetOut(out)
 	c.SetErr(errs)
 	c.CompletionOptions.HiddenDefaultCmd = true
-	c.AddCommand(serveCommand(), checkConfigCommand(), demoCommand(), joinCommand(), verifyCommand(), explorerCommand())
+	c.AddCommand(serveCommand(), checkConfigCommand(), dsCommand(), demoCommand(), joinCommand(), verifyCommand(), explorerCommand())
 	return c
 }
 
@@ -79,6 +81,26 @@ func checkConfigCommand() *cobra.Command {
 			}
 			_, err := fmt.Fprintf(cmd.OutOrStdout(), "%s: no faults\n", file)
 			return err
+		},
+	}
+	configFlag(c, &file)
+	return c
+}
+
+func dsCommand() *cobra.Command {
+	var file string
+	c := &cobra.Command{
+		Use:   "ds -c FILE",
+		Short: "Print the DS records that the zones above need, as the gateway running here says, and whether they have them",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := load(cmd, file)
+			if err != nil {
+				return err
+			}
+			ctx, cancel := context.WithTimeout(cmd.Context(), 20*time.Second)
+			defer cancel()
+			return gateway.PrintDS(ctx, c, cmd.OutOrStdout())
 		},
 	}
 	configFlag(c, &file)
