@@ -70,8 +70,15 @@ func TestJoinTellsWhatIsMissing(t *testing.T) {
 	}
 }
 
-// begin starts the program and returns what it prints until a line that has what.
-func begin(t *testing.T, c *exec.Cmd, what string) (printed string, end func() int) {
+// process is the program that runs beside a test.
+type process struct {
+	*exec.Cmd
+	out   io.Reader
+	ended bool
+}
+
+// prepare has the program end with the test, and with what it says on standard error in the test's log when that fails.
+func prepare(t *testing.T, c *exec.Cmd) *process {
 	t.Helper()
 	c.Env = append(os.Environ(), asProgram+"=1")
 	out, err := c.StdoutPipe()
@@ -80,36 +87,51 @@ func begin(t *testing.T, c *exec.Cmd, what string) (printed string, end func() i
 	}
 	var errs strings.Builder
 	c.Stderr = &errs
-	if err := c.Start(); err != nil {
-		t.Fatal(err)
-	}
-	ended := false
-	end = func() int {
-		if !ended {
-			ended = true
-			_ = c.Process.Signal(syscall.SIGTERM)
-			_, _ = io.Copy(io.Discard, out)
-			_ = c.Wait()
-		}
-		return c.ProcessState.ExitCode()
-	}
-	late := time.AfterFunc(60*time.Second, func() { _ = c.Process.Kill() })
+	p := &process{Cmd: c, out: out}
 	t.Cleanup(func() {
-		late.Stop()
-		end()
+		p.end()
 		if t.Failed() {
 			t.Logf("%v:\n%s", c.Args, errs.String())
 		}
 	})
-	for lines := bufio.NewScanner(out); lines.Scan(); {
+	return p
+}
+
+// until returns what is printed up to a line that has what.
+func (p *process) until(t *testing.T, what string) (printed string) {
+	t.Helper()
+	late := time.AfterFunc(60*time.Second, func() { _ = p.Process.Kill() })
+	defer late.Stop()
+	for lines := bufio.NewScanner(p.out); lines.Scan(); {
 		printed += lines.Text() + "\n"
 		if strings.Contains(lines.Text(), what) {
-			return printed, end
+			return printed
 		}
 	}
-	end()
-	t.Fatalf("%v ended with %d:\n%s\n%s", c.Args, c.ProcessState.ExitCode(), printed, errs.String())
-	return "", nil
+	t.Fatalf("%v ended with %d:\n%s", p.Args, p.end(), printed)
+	return ""
+}
+
+// end tells a process that was started to end, and returns the status that it ended with.
+func (p *process) end() int {
+	if !p.ended && p.Process != nil {
+		p.ended = true
+		_ = p.Process.Signal(syscall.SIGTERM)
+		_, _ = io.Copy(io.Discard, p.out)
+		_ = p.Wait()
+	}
+	return p.ProcessState.ExitCode()
+}
+
+// socketFolder is a folder whose name is short enough for sockets.
+func socketFolder(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "join-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	return dir
 }
 
 func TestJoinPutsAnAppBesideTheDemos(t *testing.T) {
@@ -125,15 +147,14 @@ func TestJoinPutsAnAppBesideTheDemos(t *testing.T) {
 	}()
 	web := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "my own app") }))
 	defer web.Close()
-	dir, err := os.MkdirTemp("", "join-") // of a test: too long for a socket
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = os.RemoveAll(dir) }()
-	socket := filepath.Join(dir, "s")
+	socket := filepath.Join(socketFolder(t), "s")
 	join := exec.CommandContext(t.Context(), os.Args[0], "join", "--simulated", filepath.Join(d.Dir(), "simulated-tdx.pem"), "--gateway-app", gatewayApp,
 		"--to", web.Listener.Addr().String(), "--device", "netstack", "--socket", socket, "https://"+d.Gateway().EnrollAddr().String())
-	printed, end := begin(t, join, "Ctrl-C leaves")
+	running := prepare(t, join)
+	if err := join.Start(); err != nil {
+		t.Fatal(err)
+	}
+	printed := running.until(t, "Ctrl-C leaves")
 	url := regexp.MustCompile(`https://\S+`).FindString(printed)
 	if url == "" || !strings.Contains(printed, "SIMULATED") {
 		t.Fatalf("printed\n%s", printed)
@@ -151,7 +172,7 @@ func TestJoinPutsAnAppBesideTheDemos(t *testing.T) {
 	if out, errs, code := program(t, "verify", "--ca", d.CAFile(), "--simulated-root", d.RootFile(), "--resolver", d.Gateway().DNSAddr().String(), "--fresh-app", url); code != 0 {
 		t.Errorf("verify: exit %d\n%s%s", code, out, errs)
 	}
-	if code := end(); code != 0 {
+	if code := running.end(); code != 0 {
 		t.Errorf("told to stop, it ended with %d", code)
 	}
 	if out, _, code := program(t, "join", "--health", "--socket", socket); code != 1 || out != "" {
