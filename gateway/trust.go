@@ -85,7 +85,7 @@ func openSimulated(c config.Config) (Trust, error) {
 // Authority is the vendor of simulated machines of a data folder, made when it is not there yet. Its root certificate
 // lies beside it, in simulated-tdx-root.pem.
 func Authority(dataDir string) (*simtdx.Authority, error) {
-	file := filepath.Join(dataDir, "simulated-tdx.pem")
+	file := SimulatedAuthorityFile(dataDir)
 	if err := os.MkdirAll(dataDir, 0o700); err != nil {
 		return nil, err
 	}
@@ -107,6 +107,11 @@ func Authority(dataDir string) (*simtdx.Authority, error) {
 		return nil, err
 	}
 	return authority, os.WriteFile(SimulatedRootFile(dataDir), encodeCertificate(authority.Root()), 0o644)
+}
+
+// SimulatedAuthorityFile is where a data folder's vendor of simulated machines lies, with its private keys.
+func SimulatedAuthorityFile(dataDir string) string {
+	return filepath.Join(dataDir, "simulated-tdx.pem")
 }
 
 // SimulatedRootFile is where the root of a data folder's simulated machines lies.

@@ -5,6 +5,7 @@ package demo
 
 import (
 	"context"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -54,6 +55,7 @@ type Demo struct {
 	dir       string
 	temporary bool
 	gateway   *gateway.Gateway
+	app       string // id of the gateway
 	cvms      []*cvm
 	took      time.Duration // from Start to ready
 	tasks     *errgroup.Group
@@ -106,6 +108,11 @@ func (d *Demo) launch(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	info, err := trust.Platform.(*simtdx.TD).Info()
+	if err != nil {
+		return err
+	}
+	d.app = hex.EncodeToString(info.AppID)
 	if d.gateway, err = gateway.New(ctx, c, gateway.Parts{Trust: &trust, Logger: d.options.Logger}); err != nil {
 		return err
 	}

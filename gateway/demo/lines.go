@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"dstack.host/dnsserver"
+	"dstack.host/gateway"
 	"dstack.host/gateway/verify"
 	"dstack.host/ratls"
 )
@@ -88,6 +89,14 @@ func (d *Demo) verify(c *cvm) Line {
 			err = result.Print(&out)
 			return out.String(), err
 		},
+	}
+}
+
+// Join is the command that puts a web app of this machine, at [PORT=]HOST:PORT, beside the demo's.
+func (d *Demo) Join(to string) []string {
+	return []string{
+		d.options.Program, "join", "--simulated", gateway.SimulatedAuthorityFile(d.dir), "--gateway-app", d.app,
+		"--to", to, "--device", "netstack", fmt.Sprintf("https://%s", d.gateway.EnrollAddr()),
 	}
 }
 

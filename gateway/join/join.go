@@ -55,6 +55,9 @@ type Joined struct {
 // Check reports everything that is wrong with the configuration, as far as it can be told without the platform and the network.
 func (c *Config) Check() error {
 	faults := []error{c.Trust.check(), c.Ports.check()}
+	if len(c.URLs) == 0 {
+		return errors.Join(append(faults, errors.New("no gateway to register with: give its URL, as https://gateway.dstack.example.com:8000"))...)
+	}
 	_, err := agent.New(c.agent(tunnel.NewPrivateKey(), new(tls.Config)))
 	return errors.Join(append(faults, err)...)
 }

@@ -433,7 +433,7 @@ func TestWhatCanNotGoOnEnds(t *testing.T) {
 		change func(*join.Config)
 		want   string
 	}{
-		"no URL":                  {func(c *join.Config) { c.URLs = nil }, "Missing gateway urls"},
+		"no URL":                  {func(c *join.Config) { c.URLs = nil }, "give its URL"},
 		"a URL without TLS":       {func(c *join.Config) { c.URLs = []string{"http://127.0.0.1:8000"} }, "want https://"},
 		"nobody trusted":          {func(c *join.Config) { c.Trust = join.Trust{} }, "no gateway is trusted"},
 		"nothing reachable":       {func(c *join.Config) { c.Ports = join.Ports{} }, "nothing could be reached"},

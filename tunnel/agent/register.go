@@ -107,7 +107,9 @@ func (a *Agent) Register(ctx context.Context) (Answer, error) {
 		if ctx.Err() != nil {
 			return Answer{}, err
 		}
-		a.cfg.Logger.Warn("registration refused", "url", t.url.String(), "error", err)
+		if len(a.targets) > 1 { // the only one's error is the whole error
+			a.cfg.Logger.Warn("registration refused", "url", t.url.String(), "error", err)
+		}
 		if i == 0 {
 			first = err
 		}

@@ -22,8 +22,8 @@ const none = "none"
 
 // joinFlags are what join can be told.
 type joinFlags struct {
-	to, gatewayApps       []string
-	ports                 []uint
+	to, ports             []string
+	gatewayApps           []string
 	allPorts, kms, health bool
 	ca, policy, pccs      string
 	simulated, agent      string
@@ -53,7 +53,7 @@ Quotes come from dstack's guest agent where there is one, else from the kernel (
 
 Exit status: 0 when it was told to stop; 1 when it can't go on; 2 when it was called wrongly. With --health: 0 or 1.`,
 		Example: `  # beside an app that listens on port 3000, in a container of a dstack CVM
-  dstack-gateway join --kms --gateway-app 3327603e03f5bd1f830812ca4a789277fc31f577 --to app:3000 https://gateway.dstack.example.com:8000
+  dstack-gateway join --gateway-app 3327603e03f5bd1f830812ca4a789277fc31f577 --to app:3000 https://gateway.dstack.example.com:8000
 
   # against a demo on the same machine, without hardware
   dstack-gateway join --simulated DIR/simulated-tdx.pem --gateway-app ID --to 3000 https://127.0.0.1:8000`,
@@ -72,7 +72,7 @@ func (f *joinFlags) define(c *cobra.Command) {
 	flags := c.Flags()
 	flags.SortFlags = false
 	flags.StringArrayVar(&f.to, "to", nil, "forward connections to PORT (80 unless given, which is what a name without a port means) to `[PORT=]HOST:PORT`; may be repeated")
-	flags.UintSliceVar(&f.ports, "port", nil, "open this `PORT` of this host; may be repeated")
+	flags.StringSliceVar(&f.ports, "port", nil, "open this `PORT` of this host; may be repeated")
 	flags.BoolVar(&f.allPorts, "all-ports", false, "open every port of this host")
 	flags.StringSliceVar(&f.gatewayApps, "gateway-app", nil, "the gateway's app `ID`, 40 hex digits; may be repeated")
 	flags.StringVar(&f.policy, "policy", "", "the gateway's quote has to be as the table gateway of this TOML `FILE` says; configs/policy.toml has every key")
@@ -116,10 +116,7 @@ func (f *joinFlags) ask(cmd *cobra.Command, args []string) error {
 
 func (f *joinFlags) join(cmd *cobra.Command, urls []string) error {
 	c, err := f.config(cmd, urls)
-	if err != nil {
-		return err
-	}
-	if err := c.Check(); err != nil {
+	if err := errors.Join(err, c.Check()); err != nil {
 		return err
 	}
 	out := cmd.OutOrStdout()
@@ -166,7 +163,7 @@ func (f *joinFlags) config(cmd *cobra.Command, urls []string) (c join.Config, er
 		c.Tunnel.Listen, err = netip.ParseAddrPort(f.listen)
 		fault("listen", err)
 	}
-	fault("port", f.reachable(&c.Ports))
+	faults = append(faults, f.reachable(&c.Ports))
 	fault("gateway-app", f.named(&c.Trust))
 	if c.Logger, err = logger(f.logs, cmd.ErrOrStderr()); err != nil {
 		fault("log-level", err)
@@ -189,12 +186,16 @@ func (f *joinFlags) reachable(p *join.Ports) error {
 	var faults []error
 	for _, text := range f.to {
 		forward, err := join.ParseForward(text)
-		faults = append(faults, err)
+		if err != nil {
+			faults = append(faults, fmt.Errorf("--to: %w", err))
+		}
 		p.Forwards = append(p.Forwards, forward)
 	}
-	for _, n := range f.ports {
-		port, err := join.ParsePort(fmt.Sprint(n))
-		faults = append(faults, err)
+	for _, text := range f.ports {
+		port, err := join.ParsePort(text)
+		if err != nil {
+			faults = append(faults, fmt.Errorf("--port: %w", err))
+		}
 		p.Open = append(p.Open, port)
 	}
 	return errors.Join(faults...)

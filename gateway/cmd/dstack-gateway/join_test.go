@@ -33,7 +33,7 @@ func TestJoinTellsWhatIsMissing(t *testing.T) {
 		out, errs  string
 	}{
 		{"help", "join --help", 0, "Exit status: 0 when", ""},
-		{"nothing said", "join", 2, "", "Missing gateway urls"},
+		{"nothing said", "join", 2, "", "give its URL"},
 		{"nothing said: every fault at once", "join", 2, "", "nothing could be reached"},
 		{"nobody trusted", "join --to 3000" + url, 2, "", "no gateway is trusted"},
 		{"a policy that pins nothing", "join --to 3000 --policy " + loose + url, 2, "", "no gateway is trusted"},
@@ -135,7 +135,7 @@ func socketFolder(t *testing.T) string {
 }
 
 func TestJoinPutsAnAppBesideTheDemos(t *testing.T) {
-	d, err := demo.Start(t.Context(), demo.Options{Base: demo.DefaultBase})
+	d, err := demo.Start(t.Context(), demo.Options{Program: os.Args[0], Base: demo.DefaultBase})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -148,8 +148,8 @@ func TestJoinPutsAnAppBesideTheDemos(t *testing.T) {
 	web := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "my own app") }))
 	defer web.Close()
 	socket := filepath.Join(socketFolder(t), "s")
-	join := exec.CommandContext(t.Context(), os.Args[0], "join", "--simulated", filepath.Join(d.Dir(), "simulated-tdx.pem"), "--gateway-app", gatewayApp,
-		"--to", web.Listener.Addr().String(), "--device", "netstack", "--socket", socket, "https://"+d.Gateway().EnrollAddr().String())
+	told := d.Join(web.Listener.Addr().String()) // what a demo prints
+	join := exec.CommandContext(t.Context(), told[0], append(told[1:], "--socket", socket)...)
 	running := prepare(t, join)
 	if err := join.Start(); err != nil {
 		t.Fatal(err)
@@ -178,4 +178,37 @@ func TestJoinPutsAnAppBesideTheDemos(t *testing.T) {
 	if out, _, code := program(t, "join", "--health", "--socket", socket); code != 1 || out != "" {
 		t.Errorf("health after the end: exit %d, %s", code, out)
 	}
+}
+
+// TestSamplesCallJoinRightly runs what the samples run, as far as that goes without hardware: to the reading of a quote.
+func TestSamplesCallJoinRightly(t *testing.T) {
+	if _, err := os.Stat("/sys/kernel/config/tsm/report"); err == nil {
+		t.Skip("there is hardware, and the samples would join")
+	}
+	unit := sample(t, "dstack-gateway-join.service", `(?m)^ExecStart=/usr/bin/dstack-gateway (.*)$`)
+	compose := sample(t, "join.compose.yaml", `(?m)^ +command: \[(.*)\]$`)
+	for name, args := range map[string][]string{"unit": strings.Fields(unit), "compose": strings.FieldsFunc(compose, func(r rune) bool { return strings.ContainsRune(`", `, r) })} {
+		_, errs, code := program(t, append(args, "--agent", "none", "--socket", "none")...)
+		if code != exitFailed || !strings.Contains(errs, "configfs-tsm") {
+			t.Errorf("%s: %q: exit %d, %s", name, args, code, errs)
+		}
+	}
+	check := sample(t, "join.compose.yaml", `(?m)^ +test: \["CMD", "/usr/bin/dstack-gateway", (.*)\]$`)
+	if check != `"join", "--health"` {
+		t.Errorf("the health check runs %s", check)
+	}
+}
+
+// sample returns what the expression's group finds in a file of configs/.
+func sample(t *testing.T, file, expression string) string {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join("..", "..", "..", "configs", file))
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := regexp.MustCompile(expression).FindStringSubmatch(string(text))
+	if found == nil {
+		t.Fatalf("%s has nothing like %s", file, expression)
+	}
+	return found[1]
 }
