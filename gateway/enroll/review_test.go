@@ -54,7 +54,7 @@ func TestWhoWouldBeRefusedNowDrainsAndIsRemoved(t *testing.T) {
 		{"machine revoked", false, func(t *testing.T, w *world, c *enroll.Config) {
 			c.Verifier = w.verifier(t, w.vendor.Faulty(simtdx.Faults{RevokedMachine: w.host}))
 		}, "bad_quote"},
-		{"TCB fell", false, func(t *testing.T, w *world, c *enroll.Config) {
+		{"Platform CA revoked", false, func(t *testing.T, w *world, c *enroll.Config) {
 			c.Verifier = w.verifier(t, w.vendor.Faulty(simtdx.Faults{RevokedPlatformCA: true}))
 		}, "bad_quote"},
 		{"collateral away", false, func(t *testing.T, w *world, c *enroll.Config) {
@@ -116,6 +116,31 @@ func TestWhoWouldBeRefusedNowDrainsAndIsRemoved(t *testing.T) {
 				t.Error(err)
 			}
 		})
+	}
+}
+
+// TestATCBThatIsNotAcceptedAnyMoreDrains registers a platform that is out of date while that is accepted, and is judged when it is not.
+func TestATCBThatIsNotAcceptedAnyMoreDrains(t *testing.T) {
+	w := newWorld(t)
+	old := must(w.vendor.Machine(simtdx.MachineOptions{Name: "old", Platform: ratls.StatusOutOfDate}))(t)
+	td := must(old.Boot(simtdx.VM{AppCompose: "{}"}))(t)
+	lenient := must(ratls.NewVerifier(ratls.VerifierConfig{
+		Root: w.vendor.Root(), Getter: w.vendor.Getter(), Policy: ratls.Policy{AcceptedTCB: []string{ratls.StatusUpToDate, ratls.StatusOutOfDate}},
+	}))(t)
+	cert, key := attested(t, td), newKey()
+	w.unchanged(t, func() answer { return register(t, w.at, cert, body(key)) }, http.StatusBadRequest, "OutOfDate")
+	at := w.serve(t, func(c *enroll.Config) { c.Verifier = lenient })
+	if a := register(t, at, cert, body(key)); a.status != http.StatusOK {
+		t.Fatal(a.body)
+	}
+	find := func() *registry.Instance { return w.registry.Snapshot().Instance(idOf(t, td).ID) }
+	w.review(t, func(c *enroll.ReviewConfig) { c.Enroll.Verifier = lenient }).Judge(t.Context())
+	if find().Draining() {
+		t.Fatal("drains although its TCB is accepted")
+	}
+	w.review(t).Judge(t.Context())
+	if got := find().Drain.Reason; got != "bad_quote" {
+		t.Errorf("drains for %q", got)
 	}
 }
 
