@@ -121,6 +121,23 @@ func (g *Gateway) peers(snapshot *registry.Snapshot) []tunnel.Peer {
 	return want
 }
 
+// expireInterval is how often challenge records are looked for that their process has left behind.
+const expireInterval = 5 * time.Minute
+
+// expire removes them, until ctx ends.
+func (g *Gateway) expire(ctx context.Context) error {
+	for {
+		if err := g.registry.ExpireChallenges(ctx); err != nil && ctx.Err() == nil {
+			g.log.Warn("challenge records left behind could not be removed; trying again", "error", err, "after", expireInterval)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(expireInterval):
+		}
+	}
+}
+
 // challenges publishes dns-01 answers (RFC 8555 section 8.4) through the registry, on every node.
 type challenges struct{ g *Gateway }
 

@@ -228,7 +228,7 @@ func (g *Gateway) Run(ctx context.Context) error {
 	defer stop()
 	support, below := errgroup.WithContext(below)
 	front, ctx := errgroup.WithContext(ctx)
-	for _, run := range []func(context.Context) error{g.registry.Run, g.tunnel.Run, g.dns.Run, g.certs.Run, g.attester.Run, g.review.Run, g.ports.Run, g.follow, g.followKeys} {
+	for _, run := range []func(context.Context) error{g.registry.Run, g.tunnel.Run, g.dns.Run, g.certs.Run, g.attester.Run, g.review.Run, g.ports.Run, g.follow, g.followKeys, g.expire} {
 		support.Go(func() error { return run(below) })
 	}
 	for _, run := range []func(context.Context) error{g.enroll.Run, g.proxy.Run, g.announce} {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"dstack.host/gateway/store"
 )
@@ -24,7 +25,7 @@ func (r *Registry) DeleteChallenge(ctx context.Context, fqdn, value string) erro
 }
 
 func (r *Registry) changeChallenge(ctx context.Context, fqdn, value string, set bool) error {
-	c := challengeRecord{recordVersion, strings.ToLower(strings.TrimSuffix(fqdn, ".")), value}
+	c := challengeRecord{recordVersion, strings.ToLower(strings.TrimSuffix(fqdn, ".")), value, r.now().Add(challengeLife).UTC().Truncate(time.Second)}
 	if err := checkChallenge(c.Name, c.Value); err != nil {
 		return fmt.Errorf("%w: %w", ErrInvalid, err)
 	}
@@ -47,6 +48,29 @@ func (r *Registry) changeChallenge(ctx context.Context, fqdn, value string, set 
 		has := slices.Contains(s.Challenges()[c.Name], c.Value)
 		return s.Loaded() && has == set || s.Revision() >= revision
 	})
+}
+
+// challengeLife is longer than any authority takes to validate.
+const challengeLife = time.Hour
+
+// ExpireChallenges removes the values that SetChallenge added longer ago than any authority takes to validate: those of
+// a process that ended before it could remove them.
+func (r *Registry) ExpireChallenges(ctx context.Context) error {
+	entries, _, err := r.store.List(ctx, challengesDir)
+	if err != nil {
+		return fmt.Errorf("challenges: %w", err)
+	}
+	for _, entry := range entries {
+		c, err := decodeChallenge(entry.Value)
+		if err != nil || r.now().Before(c.Until) {
+			continue // what is unusable was alarmed when it came
+		}
+		_, err = r.store.Commit(ctx, []store.Cond{{Path: entry.Path, Revision: entry.Revision}}, []store.Op{store.Delete(entry.Path)})
+		if err != nil && !errors.Is(err, store.ErrConflict) { // else somebody needs it again, or another node was faster
+			return fmt.Errorf("challenge for %s: %w", c.Name, err)
+		}
+	}
+	return nil
 }
 
 // checkChallenge holds the limits of RFC 1035: 253 characters of a name, 255 octets of one character-string.

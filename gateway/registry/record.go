@@ -63,6 +63,8 @@ type challengeRecord struct {
 	Version int    `json:"version"`
 	Name    string `json:"name"`
 	Value   string `json:"value"`
+	// Until is when nobody can need it any more; whoever published it and has not removed it by then is gone.
+	Until time.Time `json:"until,omitzero"`
 }
 
 // encode returns the record of an instance. Equal instances have equal records.
