@@ -79,18 +79,39 @@ func (b *bench) start() error {
 	if err := b.launch(file, false, ours, knot, nsd, coredns); err != nil {
 		return err
 	}
-	if err := b.launch(file, true, knot); err != nil {
+	if err := b.launch(file, true, ours, knot); err != nil {
 		return err
 	}
 	if signer := b.find(knot, true); signer != nil {
 		if file, err = b.transfer(signer); err != nil {
-			return err
+			return fmt.Errorf("transfer from Knot: %w", err)
 		}
 		if err := b.launch(file, true, nsd, coredns); err != nil {
 			return err
 		}
 	}
+	if err := b.warm(); err != nil {
+		return err
+	}
 	return b.compareAnswers()
+}
+
+// warmUp is how long our signed zone is asked before anything is measured: it
+// signs when asked, in a share of the CPU, and until then answers with TC. The
+// others have signed everything before they answer.
+const warmUp = 12 * time.Second
+
+func (b *bench) warm() error {
+	s := b.find(ours, true)
+	if s == nil {
+		return nil
+	}
+	for _, next := range []source{hits(b.apps, true), strangers(true)} {
+		if _, err := load(s.addr, next, min(warmUp, 12*b.duration)); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (b *bench) launch(zone string, signed bool, names ...string) error {
@@ -118,24 +139,26 @@ func (b *bench) find(name string, signed bool) *server {
 
 // transfer writes the zone that a server has signed to a file.
 func (b *bench) transfer(s *server) (string, error) {
-	records, err := new(dns.Transfer).In(new(dns.Msg).SetAxfr(origin), s.addr.String())
+	out, err := exec.Command("kdig", "@"+s.addr.Addr().String(), "-p", fmt.Sprint(s.addr.Port()), origin, "AXFR").Output()
 	if err != nil {
-		return "", err
+		return "", fmt.Errorf("kdig: %w", err)
 	}
 	var text strings.Builder
 	soas := 0
-	for envelope := range records {
-		if envelope.Error != nil {
-			return "", envelope.Error
+	for line := range strings.Lines(string(out)) {
+		fields := strings.Fields(line)
+		if len(fields) < 5 || strings.HasPrefix(line, ";") {
+			continue
 		}
-		for _, rr := range envelope.RR {
-			if rr.Header().Rrtype == dns.TypeSOA {
-				if soas++; soas > 1 {
-					continue // the second one ends the transfer
-				}
+		if fields[3] == "SOA" {
+			if soas++; soas > 1 {
+				continue // the second one ends the transfer
 			}
-			fmt.Fprintln(&text, rr)
 		}
+		text.WriteString(line)
+	}
+	if soas != 2 {
+		return "", fmt.Errorf("kdig: no whole transfer in %d octets", len(out))
 	}
 	file := filepath.Join(b.launcher.dir, "zone.signed")
 	return file, os.WriteFile(file, []byte(text.String()), 0o644)
@@ -150,14 +173,14 @@ func (b *bench) compareAnswers() error {
 		for range questions {
 			query := new(dns.Msg)
 			if err := query.Unpack(next()); err != nil {
-				return err
+				return fmt.Errorf("%s: %w", c.name, err)
 			}
 			want, from := "", ""
 			for _, s := range b.servers {
 				if s.signed != c.signed {
 					continue
 				}
-				m, err := dns.Exchange(query, s.addr.String())
+				m, err := exchange(query, s)
 				if err != nil {
 					return fmt.Errorf("%s: %s: %w", c.name, s.name, err)
 				}
@@ -172,6 +195,15 @@ func (b *bench) compareAnswers() error {
 		}
 	}
 	return nil
+}
+
+// exchange asks, over TCP when the answer is truncated.
+func exchange(query *dns.Msg, s *server) (*dns.Msg, error) {
+	m, err := dns.Exchange(query, s.addr.String())
+	if err == nil && m.Truncated {
+		m, _, err = (&dns.Client{Net: "tcp"}).Exchange(query, s.addr.String())
+	}
+	return m, err
 }
 
 // essence is what has to be the same of two answers.
@@ -233,11 +265,12 @@ func (b *bench) round(ctx context.Context, c scenario, s *server, into []*series
 		if errors.Is(err, errMissing) {
 			return nil
 		}
-		if err != nil {
+		starved := errors.Is(err, errStarved)
+		if err != nil && !starved {
 			return err
 		}
 		disturbed := got.others > maxOthers
-		if disturbed && !b.disturbed {
+		if starved || disturbed && !b.disturbed {
 			for _, one := range into {
 				one.discarded++
 			}
@@ -302,9 +335,12 @@ func (b *bench) loaded(s *server, load func(time.Duration) (tally, error)) (figu
 	case err != nil:
 		return figures{}, err
 	case t.answers == 0:
-		return figures{}, errors.New("no answers")
+		return figures{}, errStarved
 	case t.rcodes[dns.RcodeSuccess]+t.rcodes[dns.RcodeNameError] != t.answers:
 		return figures{}, fmt.Errorf("rcodes %v", t.rcodes)
+	}
+	if t.truncated > 0 {
+		fmt.Fprintf(os.Stderr, "%s, signed %v: %d of %d answers were truncated and do not count\n", s.name, s.signed, t.truncated, t.truncated+t.answers)
 	}
 	n := float64(t.answers)
 	return figures{[]float64{used.server.Seconds() * 1e6 / n, n / t.took.Seconds()}, used.others}, nil
@@ -327,7 +363,7 @@ func inFlood(b *bench, s *server, next source) (figures, error) {
 			return figures{}, err
 		}
 		if len(latencies) == 0 {
-			return figures{}, errors.New("no answers")
+			return figures{}, errStarved
 		}
 		values = append(values, latencies[len(latencies)*99/100].Seconds()*1e6)
 	}
@@ -335,7 +371,11 @@ func inFlood(b *bench, s *server, next source) (figures, error) {
 	return figures{values, used.others}, err
 }
 
-var errMissing = errors.New("not installed")
+// A round without a result: the program is not there, or the server got no CPU.
+var (
+	errMissing = errors.New("not installed")
+	errStarved = errors.New("no answers")
+)
 
 var (
 	dnsperfDone = regexp.MustCompile(`Queries completed:\s+(\d+)`)

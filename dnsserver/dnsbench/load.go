@@ -26,6 +26,7 @@ const (
 // tally is what came of a load.
 type tally struct {
 	answers, lost int
+	truncated     int // not among the answers
 	rcodes        [16]int
 	records       int // answers with records in their answer section
 	took          time.Duration
@@ -109,12 +110,16 @@ func (c *channel) drain(t *tally) (n int, err error) {
 		if len(answer) < 12 || answer[2]&0x80 == 0 {
 			return n, fmt.Errorf("not an answer: %x", answer)
 		}
+		if answer[2]&0x02 != 0 {
+			t.truncated++
+			continue
+		}
+		t.answers++
 		t.rcodes[answer[3]&0xf]++
 		if answer[6]|answer[7] != 0 {
 			t.records++
 		}
 	}
-	t.answers += n
 	c.out = max(c.out-n, 0)
 	return n, nil
 }

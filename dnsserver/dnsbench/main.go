@@ -37,6 +37,7 @@ type options struct {
 	out          string
 	serve        string
 	coredns      string
+	signed       bool
 }
 
 func main() {
@@ -47,6 +48,7 @@ func main() {
 	flag.BoolVar(&o.disturbed, "accept-disturbed", false, "count rounds although other processes run beside them; the output says so")
 	flag.StringVar(&o.out, "out", "bench-dns.json", "file for the rows")
 	flag.StringVar(&o.serve, "serve", "", "be our server at this address (used by the program itself)")
+	flag.BoolVar(&o.signed, "signed", false, "sign the zone (with -serve)")
 	flag.StringVar(&o.coredns, "coredns", "", "CoreDNS (used by the program itself)")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -139,7 +141,13 @@ func serve(ctx context.Context, o options) error {
 	if err != nil {
 		return err
 	}
-	zone, err := dnsserver.NewZone(zoneConfig(o.apps))
+	config := zoneConfig(o.apps)
+	if o.signed {
+		if err := sign(&config, o.apps); err != nil {
+			return errors.Join(err, s.Close())
+		}
+	}
+	zone, err := dnsserver.NewZone(config)
 	if err != nil {
 		return errors.Join(err, s.Close())
 	}

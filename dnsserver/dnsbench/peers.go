@@ -169,7 +169,7 @@ func (l *launcher) prepare(name, dir string, addr netip.AddrPort, signed bool, z
 		if err != nil {
 			return nil, err
 		}
-		return []string{self, "-serve", addr.String(), "-apps", fmt.Sprint(l.apps)}, nil
+		return []string{self, "-serve", addr.String(), "-apps", fmt.Sprint(l.apps), fmt.Sprintf("-signed=%v", signed)}, nil
 	case knot:
 		args = []string{program("knotd"), "-c", "conf"}
 		text = fmt.Sprintf(knotConfig, dir, addr.Addr(), addr.Port(), map[bool]string{true: "on", false: "off"}[signed])
