@@ -77,7 +77,6 @@ func TestWhoWouldBeRefusedNowDrainsAndIsRemoved(t *testing.T) {
 		{"quotes required", true, func(_ *testing.T, _ *world, c *enroll.Config) { c.Evidence = enroll.EvidenceRequired }, "bad_evidence"},
 	} {
 		t.Run(row.name, func(t *testing.T) {
-			t.Parallel()
 			w := newWorld(t)
 			td, key := w.boot(t, simtdx.VM{AppCompose: "{}"}), newKey()
 			cert := attested(t, td)
