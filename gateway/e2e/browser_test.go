@@ -355,6 +355,15 @@ func TestARealGatewaysPageInABrowser(t *testing.T) {
 			looksRight(t, b)
 			quiet(t, b)
 			b.picture("real-" + name)
+
+			b.open(url, view{width: 360, height: 740, noJS: true})
+			b.await(`document.readyState === "complete" && document.getElementById("page") ? "yes" : ""`)
+			var text string
+			b.evaluate(`document.getElementById("page").dataset.by + ": " + document.getElementById("verdict").innerText`, &text)
+			if !strings.HasPrefix(text, "server: ") || !strings.Contains(text, "Your browser has not checked it") {
+				t.Errorf("without JavaScript the page says %q", text)
+			}
+			looksRight(t, b)
 		})
 	}
 	b.t = t
