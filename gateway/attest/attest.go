@@ -26,8 +26,8 @@ const (
 	quoteTimeout = 30 * time.Second
 	// defaultPatience is how long a caller may stand in line.
 	defaultPatience = 30 * time.Second
-	// freshWorkers is how many apps' own quotes are waited for at once.
-	freshWorkers = 4
+	// maxRounds is how many apps' answers are waited for at once, one round for each.
+	maxRounds = 64
 )
 
 // Certificates are what the gateway serves TLS with, as [certs.Certs] has them. The channel of Changed is closed with the next
@@ -118,8 +118,7 @@ type Attester struct {
 	image atomic.Pointer[ratls.Hex]
 
 	quoting chan struct{} // one place: the right to have a quote made
-	line    *line         // callers of the document, with a nonce and without
-	fresh   *line         // callers whose nonce goes on to the app
+	line    *line         // callers who wait
 	cache   cache
 }
 
@@ -135,7 +134,7 @@ func New(c Config) (*Attester, error) {
 	c.Patience = cmp.Or(c.Patience, defaultPatience)
 	a := &Attester{
 		config: c, prover: prover, log: c.Logger, limit: newLimiter(c.NonceInterval, c.NonceBurst),
-		quoting: make(chan struct{}, 1), line: newLine(), fresh: newLine(),
+		quoting: make(chan struct{}, 1), line: newLine(),
 	}
 	a.keys.Store(&keyring{changed: make(chan struct{})})
 	if a.log == nil {
@@ -152,8 +151,8 @@ func New(c Config) (*Attester, error) {
 func (a *Attester) Run(ctx context.Context) error {
 	tasks, ctx := errgroup.WithContext(ctx)
 	tasks.Go(func() error { a.answerAll(ctx); return nil })
-	for range freshWorkers {
-		tasks.Go(func() error { a.answerFresh(ctx); return nil })
+	for range maxRounds {
+		tasks.Go(func() error { a.answerRounds(ctx); return nil })
 	}
 	tasks.Go(func() error { a.renew(ctx); return nil })
 	if a.config.Store != nil {

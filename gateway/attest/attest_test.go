@@ -34,7 +34,7 @@ func TestOneQuoteAnswersAllWhoCameWhileTheLastWasMade(t *testing.T) {
 	var all sync.WaitGroup
 	ask := func(i int) {
 		all.Go(func() {
-			w := s.get(wellKnown("nonce=" + hex.EncodeToString(nonce(i))))
+			w := s.from(client(i%4), own, wellKnown("nonce="+hex.EncodeToString(nonce(i))))
 			if w.Code != http.StatusOK {
 				t.Errorf("challenge %d: %d %s", i, w.Code, w.Body)
 				return

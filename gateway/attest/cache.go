@@ -3,11 +3,10 @@ package attest
 import (
 	"context"
 	"maps"
+	"net/netip"
 	"sync"
 	"sync/atomic"
 	"time"
-
-	"dstack.host/ratls"
 )
 
 // Bounds of what is held.
@@ -99,7 +98,7 @@ func (c *cache) drop(h *held, d *document) {
 }
 
 // current is the document without a nonce: the one that is held, or else, for the first who asks, one to wait for.
-func (a *Attester) current(ctx context.Context, s subject) (*document, error) {
+func (a *Attester) current(ctx context.Context, client netip.Prefix, s subject) (*document, error) {
 	for {
 		now := time.Now()
 		if h := a.cache.find(s.host); h != nil {
@@ -108,7 +107,7 @@ func (a *Attester) current(ctx context.Context, s subject) (*document, error) {
 				return d, nil
 			}
 		}
-		o, err := a.wait(ctx, a.line, topic{subject: s}, ratls.Challenge{})
+		o, err := a.wait(ctx, a.line.quotes, &waiter{class: reading, client: client, subject: s}, topic{subject: s})
 		if err != nil {
 			return nil, err
 		}
@@ -118,13 +117,12 @@ func (a *Attester) current(ctx context.Context, s subject) (*document, error) {
 	}
 }
 
-// wait stands in a line until the answer comes, ctx ends or patience does.
-func (a *Attester) wait(ctx context.Context, l *line, t topic, c ratls.Challenge) (outcome, error) {
-	w, err := l.join(t, c)
-	if err != nil {
+// wait stands in a queue until the answer comes, ctx ends or patience does.
+func (a *Attester) wait(ctx context.Context, q *queue, w *waiter, t topic) (outcome, error) {
+	if err := a.line.join(q, w, t); err != nil {
 		return outcome{}, err
 	}
-	defer l.leave(w)
+	defer a.line.leave(w)
 	patience := time.NewTimer(a.config.Patience)
 	defer patience.Stop()
 	select {
@@ -196,7 +194,7 @@ func (a *Attester) renewNow(now time.Time) time.Time {
 			continue
 		case what == quoteIt && room > 0:
 			room--
-			a.line.requote(topic{subject: h.subject})
+			a.line.requote(h.subject)
 		}
 		if next.Before(again) {
 			again = next

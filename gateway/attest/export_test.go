@@ -1,5 +1,10 @@
 package attest
 
+import (
+	"net/netip"
+	"strconv"
+)
+
 // Doors for tests.
 var (
 	NewLimiter  = newLimiter
@@ -42,5 +47,78 @@ func Negotiate(accept ...string) string {
 func Waiting(a *Attester) int {
 	a.line.mu.Lock()
 	defer a.line.mu.Unlock()
-	return a.line.waiting
+	return a.line.quotes.waiting
 }
+
+// Queue is a queue whose topics and clients are named by a letter or number each.
+type Queue struct {
+	q    *queue
+	busy *job
+	all  map[string]*waiter
+}
+
+// NewQueue makes an empty one.
+func NewQueue() *Queue { return &Queue{q: newQueue(), all: map[string]*waiter{}} }
+
+// named is a topic.
+func named(name string, challenged bool) topic {
+	return topic{subject: subject{host: name}, challenged: challenged}
+}
+
+// Push lets a client wait: with a nonce (n), without (r), or nobody for a re-quote (q).
+func (q *Queue) Push(kind, client, name string) {
+	w := &waiter{class: map[string]class{"n": challenging, "r": reading, "q": renewing}[kind]}
+	if client != "" {
+		w.client = netip.PrefixFrom(netip.AddrFrom4([4]byte{client[0]}), 32)
+	}
+	q.all[client] = w
+	q.q.push(w, named(name, kind == "n"))
+}
+
+// Leave takes a client's last wish out.
+func (q *Queue) Leave(client string) { q.q.remove(q.all[client]) }
+
+// Take takes a job, and ends it unless it is to be busy: its topic, and whom it answers; "" for none.
+func (q *Queue) Take(busy bool) string {
+	j := q.q.take()
+	if j == nil {
+		return ""
+	}
+	if busy {
+		q.busy = j
+	} else {
+		q.q.done(j)
+	}
+	name := j.topic.subject.host + ":"
+	for _, w := range j.waiters {
+		if w.class != renewing {
+			name += string(rune(w.client.Addr().As4()[0]))
+		}
+	}
+	return name
+}
+
+// Done ends the job that was taken last.
+func (q *Queue) Done() { q.q.done(q.busy) }
+
+// Empty reports whether nothing is held of those who have gone.
+func (q *Queue) Empty() bool {
+	held := len(q.q.topics) + q.q.waiting
+	for _, r := range q.q.rings {
+		held += r.parties.Len() + len(r.of)
+	}
+	return held == 0
+}
+
+// Join lets a client wait with a nonce, if there is room.
+func (q *Queue) Join(client netip.Prefix, name int) bool {
+	w, t := &waiter{client: client}, named(strconv.Itoa(name), true)
+	if !q.q.admits(w, t) {
+		return false
+	}
+	q.q.push(w, t)
+	return true
+}
+
+// Batch takes a job, and returns how many it answers.
+func (q *Queue) Batch() int { return len(q.q.take().waiters) }

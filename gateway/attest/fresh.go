@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -26,85 +27,115 @@ const (
 	maxFreshInstances = 8
 )
 
-// canBeFresh reports whether the guests behind a subject answer challenges: those whose agent brought evidence of its own.
-func (a *Attester) canBeFresh(s subject) error {
+// round is what a subject's instances have answered to the challenges of a batch.
+type round struct {
+	challenges *ratls.Challenges
+	instances  []*registry.Instance
+	evidence   []ratls.AppEvidence // of each instance
+}
+
+// canBeFresh reports whether the guests behind a subject answer challenges, which are those whose agent brought evidence of its
+// own, and in which round: whoever is asked together is named by apps. All names of one app share its rounds, and a name that
+// leads to several apps, as a compose hash may, has rounds of its own, so that one app's agents never make another's callers wait.
+func (a *Attester) canBeFresh(s subject) (apps string, err error) {
 	instances := s.instances(a.config.Registry.Snapshot())
 	if len(instances) == 0 {
-		return proxy.FailWith(proxy.BadRequest, http.StatusBadRequest, "fresh=app: there is no app behind this name; leave it out.")
+		return "", proxy.FailWith(proxy.BadRequest, http.StatusBadRequest, "fresh=app: there is no app behind this name; leave it out.")
 	}
 	evidence, err := registered(instances)
 	if err != nil {
-		return proxy.Fail(proxy.NoEvidence, err)
+		return "", proxy.Fail(proxy.NoEvidence, err)
 	}
-	for _, e := range evidence {
+	apps = instances[0].App.String()
+	for i, e := range evidence {
 		if e.Binding != ratls.BindingWireGuard {
-			return proxy.FailWith(proxy.BadRequest, http.StatusBadRequest, "fresh=app: guests of this app have no agent that answers challenges (their binding is "+string(e.Binding)+"); leave it out.")
+			return "", proxy.FailWith(proxy.BadRequest, http.StatusBadRequest, "fresh=app: guests of this app have no agent that answers challenges (their binding is "+string(e.Binding)+"); leave it out.")
+		}
+		if instances[i].App != instances[0].App {
+			apps = s.name.ID
 		}
 	}
-	return nil
+	return apps, nil
 }
 
-// answerFresh serves the line of those whose challenge goes on to the app: one round to every instance for all of them.
-func (a *Attester) answerFresh(ctx context.Context) {
-	for a.await(ctx, a.fresh) {
-		j := a.fresh.take()
-		if j == nil {
+// answerRounds serves those whose challenge goes on to an app: one round of questions to its instances for all who wait for it.
+func (a *Attester) answerRounds(ctx context.Context) {
+	for a.await(ctx, a.line.rounds) {
+		if j := a.line.take(a.line.rounds); j != nil {
+			a.answerRound(ctx, j)
+			a.line.done(a.line.rounds, j)
+		}
+	}
+}
+
+// answerRound asks every instance behind the names that are waited for once, with the root of all challenges, and lets the
+// gateway quote what each name's instances have answered.
+func (a *Attester) answerRound(ctx context.Context, j *job) {
+	challenges, err := ratls.NewChallenges(j.challenges())
+	if err != nil {
+		j.tell(outcome{err: err})
+		return
+	}
+	snapshot, named := a.config.Registry.Snapshot(), map[subject][]*waiter{}
+	asked := map[registry.InstanceID]*registry.Instance{}
+	for i, w := range j.waiters {
+		w.index = i
+		named[w.subject] = append(named[w.subject], w)
+		for _, inst := range w.subject.instances(snapshot) {
+			asked[inst.ID] = inst
+		}
+	}
+	answers := a.askAll(ctx, asked, challenges.Root())
+	for s, waiters := range named {
+		r, err := a.answered(s, snapshot, answers)
+		if err != nil {
+			(&job{waiters: waiters}).tell(outcome{err: err})
 			continue
 		}
-		o := a.makeFresh(ctx, j)
-		a.fresh.done(j)
-		j.tell(o)
+		r.challenges = challenges
+		a.line.pass(waiters, topic{subject: s, challenged: true, round: r})
 	}
 }
 
-// makeFresh has all instances and then the gateway answer the challenges of a job.
-func (a *Attester) makeFresh(ctx context.Context, j *job) outcome {
-	ctx, cancel := context.WithTimeout(ctx, quoteTimeout)
-	defer cancel()
-	challenges, err := j.challenges()
-	if err != nil {
-		return outcome{err: err}
+// answered is what the instances of a subject have answered. One that has not spoils it for all: a document covers the whole app.
+func (a *Attester) answered(s subject, snapshot *registry.Snapshot, answers map[registry.InstanceID]*ratls.AppEvidence) (*round, error) {
+	if err := a.reachable(s, snapshot); err != nil {
+		return nil, err
 	}
-	snapshot := a.config.Registry.Snapshot()
-	if err := a.reachable(j.topic.subject, snapshot); err != nil {
-		return outcome{err: err}
+	r := &round{instances: s.instances(snapshot)}
+	for _, inst := range r.instances {
+		e := answers[inst.ID]
+		if e == nil {
+			return nil, proxy.FailWith(proxy.NoEvidence, 0, "Not every instance of the app answered the challenge: try again, or without fresh=app.")
+		}
+		r.evidence = append(r.evidence, *e)
 	}
-	instances := j.topic.subject.instances(snapshot)
-	evidence, err := a.askAll(ctx, instances, challenges.Root())
-	if err != nil {
-		return outcome{err: proxy.FailWith(proxy.NoEvidence, 0, "Not every instance of the app answered the challenge: try again, or without fresh=app.")}
-	}
-	release, err := a.turn(ctx)
-	if err != nil {
-		return outcome{err: err}
-	}
-	defer release()
-	p, err := a.prove(ctx, j.topic.subject, challenges, instances, evidence)
-	if err != nil {
-		return outcome{err: proxy.Fail(proxy.NoEvidence, err)}
-	}
-	return outcome{batch: p.batch}
+	return r, nil
 }
 
-// askAll has every instance answer the challenge. One that does not spoils it for all: a document covers the whole app.
-func (a *Attester) askAll(ctx context.Context, instances []*registry.Instance, challenge ratls.Digest) ([]ratls.AppEvidence, error) {
+// askAll has instances answer a challenge. Those that do not are missing in what it returns.
+func (a *Attester) askAll(ctx context.Context, instances map[registry.InstanceID]*registry.Instance, challenge ratls.Digest) map[registry.InstanceID]*ratls.AppEvidence {
 	ctx, cancel := context.WithTimeout(ctx, freshTimeout)
 	defer cancel()
-	evidence := make([]ratls.AppEvidence, len(instances))
-	tasks, ctx := errgroup.WithContext(ctx)
+	var mu sync.Mutex
+	answers := make(map[registry.InstanceID]*ratls.AppEvidence, len(instances))
+	var tasks errgroup.Group
 	tasks.SetLimit(maxFreshInstances)
-	for i, inst := range instances {
+	for _, inst := range instances {
 		tasks.Go(func() error {
 			e, err := a.ask(ctx, inst, challenge)
 			if err != nil {
 				a.log.Warn("an instance does not answer a challenge", "app", inst.App, "instance", inst.ID, "error", err)
-				return err
+				return nil
 			}
-			evidence[i] = *e
+			mu.Lock()
+			defer mu.Unlock()
+			answers[inst.ID] = e
 			return nil
 		})
 	}
-	return evidence, tasks.Wait()
+	_ = tasks.Wait() // none returns an error
+	return answers
 }
 
 // ask passes a challenge through the tunnel to an instance's agent, and verifies what comes back as a registration is verified.

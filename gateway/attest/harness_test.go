@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -155,11 +156,22 @@ func (s *scene) get(path string, header ...string) *httptest.ResponseRecorder {
 	return s.ask(http.MethodGet, path, header...)
 }
 
+// from asks as one of many clients, for a path of a host.
+func (s *scene) from(client netip.Prefix, host, path string) *httptest.ResponseRecorder {
+	r := httptest.NewRequest(http.MethodGet, "https://"+host+path, nil)
+	r.RemoteAddr = netip.AddrPortFrom(client.Addr(), 1000).String()
+	return s.serve(r)
+}
+
 func (s *scene) ask(method, path string, header ...string) *httptest.ResponseRecorder {
 	r := httptest.NewRequest(method, "https://"+own+path, nil)
 	for i := 0; i < len(header); i += 2 {
 		r.Header.Add(header[i], header[i+1])
 	}
+	return s.serve(r)
+}
+
+func (s *scene) serve(r *http.Request) *httptest.ResponseRecorder {
 	w := httptest.NewRecorder()
 	proxy.Failing("test", "simulated-tdx", discard, s.attester.Serve).ServeHTTP(w, r)
 	return w

@@ -45,7 +45,7 @@ func (a *Attester) serveIndex(w http.ResponseWriter, _ *http.Request, _ subject)
 }
 
 func (a *Attester) serveAppInfo(w http.ResponseWriter, r *http.Request, s subject) error {
-	d, err := a.current(r.Context(), s)
+	d, err := a.current(r.Context(), clientOf(r), s)
 	if err != nil {
 		return outward(err)
 	}

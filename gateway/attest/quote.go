@@ -20,25 +20,25 @@ type proven struct {
 
 // answerAll serves the line: it waits for its turn first, so that a job collects callers until the quote before it is made.
 func (a *Attester) answerAll(ctx context.Context) {
-	for a.await(ctx, a.line) {
+	for a.await(ctx, a.line.quotes) {
 		release, err := a.turn(ctx)
 		if err != nil {
 			return
 		}
-		if j := a.line.take(); j != nil {
+		if j := a.line.take(a.line.quotes); j != nil {
 			o := a.make(ctx, j)
-			a.line.done(j)
+			a.line.done(a.line.quotes, j)
 			j.tell(o)
 		}
 		release()
 	}
 }
 
-// await returns when there may be something to take from a line, or false when ctx has ended.
-func (a *Attester) await(ctx context.Context, l *line) bool {
-	for l.idle() {
+// await returns when there may be something to take from a queue, or false when ctx has ended.
+func (a *Attester) await(ctx context.Context, q *queue) bool {
+	for a.line.idle(q) {
 		select {
-		case <-l.wake:
+		case <-q.wake:
 		case <-ctx.Done():
 			return false
 		}
@@ -50,11 +50,21 @@ func (a *Attester) await(ctx context.Context, l *line) bool {
 func (a *Attester) make(ctx context.Context, j *job) outcome {
 	ctx, cancel := context.WithTimeout(ctx, quoteTimeout)
 	defer cancel()
-	challenges, err := j.challenges()
-	if err != nil {
-		return outcome{err: err}
-	}
 	s := j.topic.subject
+	if r := j.topic.round; r != nil {
+		p, err := a.prove(ctx, s, r.challenges, r.instances, r.evidence)
+		if err != nil {
+			return outcome{err: proxy.Fail(proxy.NoEvidence, err)}
+		}
+		return outcome{batch: p.batch}
+	}
+	var challenges *ratls.Challenges
+	if j.topic.challenged {
+		var err error
+		if challenges, err = ratls.NewChallenges(j.challenges()); err != nil {
+			return outcome{err: err}
+		}
+	}
 	snapshot := a.config.Registry.Snapshot()
 	if err := a.reachable(s, snapshot); err != nil {
 		return outcome{err: err}

@@ -88,7 +88,7 @@ func (a *Attester) serveDocument(w http.ResponseWriter, r *http.Request) error {
 
 // serveHeld answers without a nonce, from what is held.
 func (a *Attester) serveHeld(w http.ResponseWriter, r *http.Request, s subject, kind formKind) error {
-	d, err := a.current(r.Context(), s)
+	d, err := a.current(r.Context(), clientOf(r), s)
 	if err != nil {
 		return outward(err)
 	}
@@ -131,14 +131,15 @@ func matches(fields []string, tag string) bool {
 
 // serveChallenged answers with a nonce: the caller stands in line for the next quote.
 func (a *Attester) serveChallenged(w http.ResponseWriter, r *http.Request, s subject, kind formKind, c ratls.Challenge, fresh bool) error {
-	in := a.line
+	in, t := a.line.quotes, topic{subject: s, challenged: true}
 	if fresh {
-		if err := a.canBeFresh(s); err != nil {
+		apps, err := a.canBeFresh(s)
+		if err != nil {
 			return err
 		}
-		in = a.fresh
+		in, t = a.line.rounds, topic{apps: apps}
 	}
-	o, err := a.wait(r.Context(), in, topic{subject: s, challenged: true}, c)
+	o, err := a.wait(r.Context(), in, &waiter{class: challenging, client: clientOf(r), subject: s, challenge: c}, t)
 	if err != nil {
 		return outward(err)
 	}
