@@ -40,6 +40,7 @@ func (a *Attester) Serve(w http.ResponseWriter, r *http.Request) error {
 // Header fields of every document, made once.
 var (
 	anyOrigin = []string{"*"}
+	exposed   = []string{"ETag, Retry-After"}
 	varyField = []string{"Accept"}
 	noSniff   = []string{"nosniff"}
 	noStore   = []string{"no-store"}
@@ -49,6 +50,7 @@ var (
 func (a *Attester) serveDocument(w http.ResponseWriter, r *http.Request) error {
 	h := w.Header()
 	h["Access-Control-Allow-Origin"], h["Vary"], h["X-Content-Type-Options"] = anyOrigin, varyField, noSniff
+	h["Access-Control-Expose-Headers"] = exposed
 	switch r.Method {
 	case http.MethodGet, http.MethodHead:
 	case http.MethodOptions: // a preflight (Fetch standard, CORS protocol); credentials are never allowed
