@@ -31,6 +31,7 @@ func (g *Gateway) follow(ctx context.Context) error {
 		again := time.After(untilResign(time.Now()))
 		if snapshot := g.registry.Snapshot(); snapshot.Loaded() {
 			err := g.apply(ctx, snapshot)
+			close(*g.applied.Swap(new(make(chan struct{}))))
 			switch {
 			case ctx.Err() != nil:
 				return nil
@@ -52,6 +53,33 @@ func (g *Gateway) follow(ctx context.Context) error {
 		case <-certified:
 		case <-g.signing.changed:
 		case <-again:
+		}
+	}
+}
+
+// peerPatience is how long a registration waits for its peer. A tunnel that is in trouble is no reason to refuse.
+const peerPatience = time.Second
+
+// register registers an instance and returns when the tunnel has its peer: a guest that has its answer begins the handshake at once,
+// and tries again only five seconds after one that nobody knew (WireGuard's REKEY_TIMEOUT).
+func (g *Gateway) register(ctx context.Context, inst registry.Instance) (registry.Instance, bool, error) {
+	got, changed, err := g.registry.Register(ctx, inst)
+	if err != nil || !changed {
+		return got, changed, err
+	}
+	patience := time.NewTimer(peerPatience)
+	defer patience.Stop()
+	for {
+		applied := *g.applied.Load()
+		if g.tunnel.Has(got.Key, got.Addr) {
+			return got, true, nil
+		}
+		select {
+		case <-applied:
+		case <-patience.C:
+			return got, true, nil
+		case <-ctx.Done():
+			return got, true, nil
 		}
 	}
 }

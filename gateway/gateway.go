@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -59,8 +60,10 @@ type Gateway struct {
 	attester *attest.Attester
 	static   []dnsserver.ZoneConfig // of each base domain, as configured
 	signing  signing
-	names    names         // used by New, then by follow
-	ready    chan struct{} // closed by Run when names resolve and certificates serve
+	names    names // used by New, then by follow
+	metrics  metrics
+	applied  atomic.Pointer[chan struct{}] // closed when follow has applied a state
+	ready    chan struct{}                 // closed by Run when names resolve and certificates serve
 	started  time.Time
 }
 
@@ -75,6 +78,7 @@ func New(ctx context.Context, c config.Config, parts Parts) (_ *Gateway, err err
 		}
 	}
 	g := &Gateway{config: c, log: parts.Logger, started: time.Now(), ready: make(chan struct{})}
+	g.applied.Store(new(make(chan struct{})))
 	if g.log == nil {
 		g.log = slog.New(slog.DiscardHandler)
 	}
@@ -84,6 +88,9 @@ func New(ctx context.Context, c config.Config, parts Parts) (_ *Gateway, err err
 		}
 	}()
 	if err := g.openTrust(parts.Trust); err != nil {
+		return nil, err
+	}
+	if err := g.openMetrics(&parts); err != nil {
 		return nil, err
 	}
 	openDNS := func(ctx context.Context) error { return g.openDNS(ctx, parts.Metrics) }
@@ -215,7 +222,7 @@ func (g *Gateway) Close() error {
 	release(g.queries != nil, g.queries)
 	release(g.tunnel != nil, g.tunnel)
 	release(g.store != nil, g.store)
-	return errors.Join(errs...)
+	return errors.Join(append(errs, g.metrics.close())...)
 }
 
 // Run serves until ctx ends, then lets what runs finish, releases everything and returns nil.
@@ -228,7 +235,7 @@ func (g *Gateway) Run(ctx context.Context) error {
 	defer stop()
 	support, below := errgroup.WithContext(below)
 	front, ctx := errgroup.WithContext(ctx)
-	for _, run := range []func(context.Context) error{g.registry.Run, g.tunnel.Run, g.dns.Run, g.certs.Run, g.attester.Run, g.review.Run, g.ports.Run, g.follow, g.followKeys, g.expire} {
+	for _, run := range []func(context.Context) error{g.registry.Run, g.tunnel.Run, g.dns.Run, g.certs.Run, g.attester.Run, g.review.Run, g.ports.Run, g.metrics.run, g.follow, g.followKeys, g.expire} {
 		support.Go(func() error { return run(below) })
 	}
 	for _, run := range []func(context.Context) error{g.enroll.Run, g.proxy.Run, g.announce} {

@@ -37,7 +37,7 @@ func (g *Gateway) openEnroll(ctx context.Context, parts Parts) error {
 	settings := enroll.Config{
 		Listen: c.Listen, Certificate: certificate, KMSRoot: kms, Verifier: g.trust.Verifier, Appraise: g.config.Attestation.Apps.Pins().Judge,
 		Evidence: evidenceOf(c), PerSource: enroll.Rate{Interval: c.SourceInterval, Burst: c.SourceBurst}, PerInstance: enroll.Rate{Interval: c.InstanceInterval, Burst: c.InstanceBurst},
-		Register: g.registry.Register, Current: func(id registry.InstanceID) *registry.Instance { return g.registry.Snapshot().Instance(id) },
+		Register: g.register, Current: func(id registry.InstanceID) *registry.Instance { return g.registry.Snapshot().Instance(id) },
 		Prefix6: g.config.Tunnel.Address6.Masked(),
 		Servers: []enroll.TunnelServer{g.tunnelServer()}, Nodes: g.nodes, AppID: app, ACMEInfo: g.attester.ACMEInfo,
 		Agent:   enroll.AgentInfo{ExternalPort: g.publicPort(), InternalPort: agentPort, Domain: g.config.BaseDomains[0], AppAddressNSPrefix: "_dstack-app-address"},

@@ -20,6 +20,7 @@ type Config struct {
 	Tunnel      Tunnel      `toml:"tunnel" help:"WireGuard towards the CVMs"`
 	Store       Store       `toml:"store" help:"etcd, which holds all state"`
 	Certs       Certs       `toml:"certs" help:"certificates of the HTTPS front"`
+	Metrics     Metrics     `toml:"metrics" help:"Prometheus series"`
 	Log         Log         `toml:"log" help:"the program's own log, on standard error"`
 }
 
@@ -137,6 +138,11 @@ type Certs struct {
 	CAFile      string `toml:"ca_file" help:"PEM roots to trust the ACME directory by; empty: the system's"`
 	Email       string `toml:"email" help:"contact of the ACME account"`
 	CAAIdentity string `toml:"caa_identity" help:"domain by which that CA knows itself in CAA records (RFC 8659)"`
+}
+
+// Metrics configures the Prometheus endpoint.
+type Metrics struct {
+	Listen []netip.AddrPort `toml:"listen" help:"TCP addresses of GET /metrics, plain HTTP without a password: keep it private, as 127.0.0.1:9090; empty: none"`
 }
 
 // Log configures the program's log.

@@ -3,7 +3,9 @@ package e2e
 import (
 	"context"
 	"crypto/tls"
+	"io"
 	"net"
+	"net/http"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -63,6 +65,7 @@ func TestTheWildcardComesFromAnACMEServerThatAsksOurDNS(t *testing.T) {
 	c.DNS.Listen, c.DNS.Addresses = []netip.AddrPort{dns}, []netip.Addr{loopback}
 	c.DNS.QueryLog = filepath.Join(c.DataDir, "queries.json")
 	c.DNS.ListenTLS = []netip.AddrPort{netip.AddrPortFrom(loopback, 0)}
+	c.Metrics.Listen = []netip.AddrPort{netip.AddrPortFrom(loopback, 0)}
 	c.Tunnel.Device = "netstack"
 	c.Certs.Directory, c.Certs.CAFile, c.Certs.Email, c.Certs.CAAIdentity = pebble.Directory(), roots, "operator@example.com", pebbletest.CAAIdentity
 	g, err := gateway.New(t.Context(), c, gateway.Parts{Logger: logger(t)})
@@ -89,6 +92,7 @@ func TestTheWildcardComesFromAnACMEServerThatAsksOurDNS(t *testing.T) {
 	issuedBelowPebble(t, g, base, pebble)
 	pinned(t, dns.String(), base)
 	privateDNS(t, g, base, pebble.IssuerRoots())
+	exposed(t, g.MetricsAddrs()[0].String(), "dstack_gateway_dns_", "go_goroutines", "process_open_fds")
 	logged(t, c.DNS.QueryLog, `"transport":"doh"`, `"name":"gateway.`+base+`."`)
 	answer, err := dnsserver.Query(t.Context(), dns.String(), "_acme-challenge."+base, "TXT")
 	if err != nil || len(answer.Answers) > 0 {
@@ -124,6 +128,26 @@ func pinned(t *testing.T, server, base string) {
 			if !strings.Contains(record, want) {
 				t.Errorf("CAA %s lacks %s", record, want)
 			}
+		}
+	}
+}
+
+// exposed reads the series and looks for some.
+func exposed(t *testing.T, addr string, names ...string) {
+	t.Helper()
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	response, err := client.Get("http://" + addr + "/metrics")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = response.Body.Close() }()
+	text, err := io.ReadAll(response.Body)
+	if err != nil || response.StatusCode != http.StatusOK {
+		t.Fatalf("%d %v", response.StatusCode, err)
+	}
+	for _, name := range names {
+		if !strings.Contains(string(text), "\n"+name) {
+			t.Errorf("no series begins with %s:\n%.3000s", name, text)
 		}
 	}
 }
