@@ -27,7 +27,7 @@ const (
 func (g *Gateway) follow(ctx context.Context) error {
 	wait, told := retryInterval, rate.NewLimiter(rate.Every(10*time.Second), 3)
 	for {
-		registered, certified := g.registry.Changed(), g.certs.Changed()
+		registered, certified, turned := g.registry.Changed(), g.certs.Changed(), g.secrets.Changed()
 		again := time.After(untilResign(time.Now()))
 		if snapshot := g.registry.Snapshot(); snapshot.Loaded() {
 			err := g.apply(ctx, snapshot)
@@ -52,6 +52,7 @@ func (g *Gateway) follow(ctx context.Context) error {
 		case <-registered:
 		case <-certified:
 		case <-g.signing.changed:
+		case <-turned:
 		case <-again:
 		}
 	}

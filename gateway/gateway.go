@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -53,6 +54,7 @@ type Gateway struct {
 	dns      *dnsserver.Server
 	queries  *os.File // the query log; nil without
 	certs    *certs.Certs
+	secrets  *certs.Secrets
 	enroll   *enroll.Server
 	review   *enroll.Review
 	ports    *enroll.Ports
@@ -181,6 +183,10 @@ func (g *Gateway) openCerts(context.Context) error {
 		CAAIdentity: c.CAAIdentity, Storage: g.store, Challenges: challenges{g}, Logger: g.log,
 		Attestor: attestor{g}, Lead: g.config.Attestation.Validity,
 	})
+	if err != nil {
+		return err
+	}
+	g.secrets, err = certs.NewSecrets(certs.SecretsConfig{Domains: g.config.BaseDomains, Storage: g.store, Logger: g.log})
 	return err
 }
 
@@ -197,8 +203,10 @@ func (g *Gateway) openAttester(context.Context) (err error) {
 
 func (g *Gateway) openProxy() (err error) {
 	kind := string(g.trust.Platform.Kind())
+	handshakes := new(tls.Config)
+	g.secrets.Configure(handshakes)
 	g.proxy, err = proxy.New(proxy.Config{
-		Listen: g.config.Proxy.Listen.String(), Bases: g.config.BaseDomains, Certificate: g.certs.GetCertificate,
+		Listen: g.config.Proxy.Listen.String(), Bases: g.config.BaseDomains, Certificate: g.certs.GetCertificate, TLS: handshakes,
 		Registry: g.registry.Snapshot, Dial: g.dial, TunnelUp: g.tunnelUp, Handshake: g.handshake, Own: proxy.Failing(g.config.Node, kind, g.log, g.serveOwn),
 		Node: g.config.Node, TEE: kind, DrainTimeout: g.config.Proxy.DrainTimeout, Logger: g.log,
 	})
@@ -235,7 +243,7 @@ func (g *Gateway) Run(ctx context.Context) error {
 	defer stop()
 	support, below := errgroup.WithContext(below)
 	front, ctx := errgroup.WithContext(ctx)
-	for _, run := range []func(context.Context) error{g.registry.Run, g.tunnel.Run, g.dns.Run, g.certs.Run, g.attester.Run, g.review.Run, g.ports.Run, g.metrics.run, g.follow, g.followKeys, g.expire} {
+	for _, run := range []func(context.Context) error{g.registry.Run, g.tunnel.Run, g.dns.Run, g.certs.Run, g.secrets.Run, g.attester.Run, g.review.Run, g.ports.Run, g.metrics.run, g.follow, g.followKeys, g.expire} {
 		support.Go(func() error { return run(below) })
 	}
 	for _, run := range []func(context.Context) error{g.enroll.Run, g.proxy.Run, g.announce} {
@@ -266,6 +274,11 @@ func (g *Gateway) announce(ctx context.Context) error {
 	case <-ctx.Done():
 		return nil
 	case <-g.certs.Ready():
+	}
+	select {
+	case <-ctx.Done():
+		return nil
+	case <-g.secrets.Ready():
 	}
 	for g.dns.Zones() == nil || !g.attester.Recorded() {
 		select {

@@ -88,9 +88,10 @@ func (n *names) follow(snapshot *registry.Snapshot) {
 	n.of = snapshot
 }
 
-// service is what clients learn of the HTTPS front: its protocols, its port, and the keys of the certificates that it serves.
+// service is what clients learn of the HTTPS front: its protocols, its port, what they encrypt their ClientHello to, and the keys of
+// the certificates that it serves and is going to serve.
 func (g *Gateway) service(base string) *dnsserver.Service {
-	s := &dnsserver.Service{ALPN: []string{"h2", "http/1.1"}, Port: uint16(g.publicPort())}
+	s := &dnsserver.Service{ALPN: []string{"h2", "http/1.1"}, Port: uint16(g.publicPort()), ECH: g.secrets.ECHConfigList(base)}
 	for _, key := range g.certs.Keys() {
 		sum := sha256.Sum256(key.SPKI)
 		if slices.Contains(key.Names, base) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io/fs"
+	"time"
 
 	"github.com/caddyserver/certmagic"
 )
@@ -15,6 +16,40 @@ var (
 	NewStorage      = newStorage
 	RenewAt         = renewAt
 	ZapLogger       = zapLogger
+)
+
+// Doors to the rings of secrets.
+type Ring = ring
+
+// ParseRing, and the methods of a ring.
+var (
+	ParseRing   = parseRing
+	AdvanceRing = ring.advance
+	OrderRing   = ring.order
+	RingDue     = ring.due
+)
+
+// Turned is the ring of a day later: its next generation in use.
+func Turned(path string, value []byte) (ring, error) {
+	kind := secretKind{ticketKeySize, newTicketKey}
+	if path != ticketsPath {
+		kind = secretKind{echKeySize, newECHKey}
+	}
+	r, err := parseRing(value, kind.size)
+	if err != nil {
+		return nil, err
+	}
+	for i := range r {
+		r[i].From = r[i].From.Add(-ringInterval)
+	}
+	r, _, err = r.advance(time.Now(), kind.fresh)
+	return r, err
+}
+
+// Where secrets lie.
+const (
+	TicketsPath = ticketsPath
+	ECHPrefix   = echPrefix
 )
 
 // NewInDirectory is New over files in dir in place of the store, which cannot run under testing/synctest.

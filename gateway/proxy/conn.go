@@ -127,7 +127,13 @@ func (p *Proxy) terminate(ctx context.Context, c *conn, h hello) {
 		return
 	}
 	state := tc.ConnectionState()
-	if !strings.EqualFold(state.ServerName, h.serverName) {
+	switch {
+	case state.ECHAccepted: // the name that the router saw was the public one
+		if where, name := p.names.find(strings.ToLower(state.ServerName)); where == foreign || name.Passthrough {
+			p.log.Debug("connection refused", "client", c.client, "err", "encrypted server name is foreign or the app's own")
+			return
+		}
+	case !strings.EqualFold(state.ServerName, h.serverName):
 		p.log.Error("crypto/tls read another server name than the router", "client", c.client)
 		return
 	}
@@ -146,17 +152,21 @@ func (p *Proxy) handshake(ctx context.Context, tc *tls.Conn) error {
 
 // tlsConfig is crypto/tls's defaults with both HTTP versions on every name.
 func (p *Proxy) tlsConfig() *tls.Config {
-	return &tls.Config{
-		MinVersion: tls.VersionTLS12,
-		NextProtos: []string{"h2", "http/1.1"},
-		GetCertificate: func(info *tls.ClientHelloInfo) (*tls.Certificate, error) {
-			cert, err := p.cfg.Certificate(info)
-			if c, ok := info.Conn.(*conn); ok {
-				c.certificate = cert
-			}
-			return cert, err
-		},
+	c := new(tls.Config)
+	if p.cfg.TLS != nil {
+		c = p.cfg.TLS.Clone()
 	}
+	c.MinVersion, c.MaxVersion = tls.VersionTLS12, 0
+	c.NextProtos = []string{"h2", "http/1.1"}
+	c.Certificates = nil
+	c.GetCertificate = func(info *tls.ClientHelloInfo) (*tls.Certificate, error) {
+		cert, err := p.cfg.Certificate(info)
+		if c, ok := info.Conn.(*conn); ok {
+			c.certificate = cert
+		}
+		return cert, err
+	}
+	return c
 }
 
 // maxRoutes bounds the names that one connection remembers.

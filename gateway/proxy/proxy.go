@@ -24,6 +24,9 @@ type Config struct {
 
 	// Certificate answers handshakes for the served names.
 	Certificate func(*tls.ClientHelloInfo) (*tls.Certificate, error)
+	// TLS is what else handshakes go by, such as session tickets and keys of Encrypted Client Hello. It is cloned. Versions, protocols
+	// and certificates in it are ignored; nil is crypto/tls's defaults.
+	TLS *tls.Config
 	// Registry returns the present snapshot, never nil. It is asked once per request.
 	Registry func() *registry.Snapshot
 	// Dial connects to a port of an instance through the tunnel. A refused connection satisfies errors.Is(err, syscall.ECONNREFUSED); a
