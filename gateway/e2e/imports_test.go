@@ -29,6 +29,7 @@ var layers = map[string][]string{
 	"gateway/registry":           {"gateway/store", "tunnel", "ratls"},
 	"gateway/certs":              {"gateway/store", "dnsserver"},
 	"gateway/proxy/h1":           nil,
+	"gateway/proxy/h2":           {"gateway/proxy/h1"},
 	"gateway/proxy":              {"gateway/proxy/h1", "gateway/registry", "gateway/web"},
 	"gateway/prpc":               {"ratls"},
 	"gateway/enroll":             {"gateway/prpc", "gateway/registry", "gateway/store", "tunnel", "ratls"},
