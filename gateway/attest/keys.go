@@ -133,6 +133,7 @@ func (a *Attester) ensure(ctx context.Context, r record) error {
 				return err
 			}
 			made = true
+			continue // now it is known which image this is, and it may have a record already
 		}
 		select {
 		case <-keys.changed:
