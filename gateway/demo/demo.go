@@ -4,6 +4,7 @@
 package demo
 
 import (
+	"cmp"
 	"context"
 	"encoding/hex"
 	"errors"
@@ -13,6 +14,8 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
+	"syscall"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -253,19 +256,33 @@ func (d *Demo) RootFile() string { return gateway.SimulatedRootFile(d.dir) }
 
 // portsFree names every port that is taken together with the flag that changes it.
 func portsFree(o Options) error {
-	var faults []error
-	for _, p := range []struct {
+	type wanted struct {
 		flag, network string
 		port          uint16
-	}{
+	}
+	var faults []error
+	var before []wanted
+	for _, p := range []wanted{
 		{"--https", "tcp", o.HTTPS}, {"--dns", "tcp", o.DNS}, {"--dns", "udp", o.DNS}, {"--rpc", "tcp", o.Enroll}, {"--wireguard", "udp", o.WireGuard},
 	} {
-		if err := free(p.network, netip.AddrPortFrom(loopback, p.port)); err != nil {
-			faults = append(faults, fmt.Errorf("%s port %d is taken; choose another with %s PORT (%w)", p.network, p.port, p.flag, err))
+		i := slices.IndexFunc(before, func(b wanted) bool { return b.network == p.network && b.port == p.port && p.port != 0 })
+		if i >= 0 {
+			faults = append(faults, fmt.Errorf("%s and %s can't both have %s port %d: choose another for one of them", before[i].flag, p.flag, p.network, p.port))
+			continue
+		}
+		before = append(before, p)
+		switch err := free(p.network, netip.AddrPortFrom(loopback, p.port)); {
+		case errors.Is(err, syscall.EACCES):
+			faults = append(faults, fmt.Errorf("%s port %d is for privileged programs only; choose one above 1023: %s demo %s PORT (%w)", p.network, p.port, shell([]string{o.program()}), p.flag, err))
+		case err != nil:
+			faults = append(faults, fmt.Errorf("%s port %d is taken; choose another: %s demo %s PORT (%w)", p.network, p.port, shell([]string{o.program()}), p.flag, err))
 		}
 	}
 	return errors.Join(faults...)
 }
+
+// program is how the person calls it.
+func (o Options) program() string { return cmp.Or(o.Program, "./dstack-gateway") }
 
 func free(network string, addr netip.AddrPort) error {
 	if network == "tcp" {

@@ -23,7 +23,7 @@ import (
 
 // Line is one command that the demo prints to be copied, with what has to come out of it.
 type Line struct {
-	// Command is what a person types: the words of a shell line, none of which needs quoting.
+	// Command is what a person types, as the words that a shell makes of it.
 	Command []string
 	// Want is a text that has to occur in the output.
 	Want string
@@ -32,7 +32,19 @@ type Line struct {
 }
 
 // String is the line as printed.
-func (l Line) String() string { return strings.Join(l.Command, " ") }
+func (l Line) String() string { return shell(l.Command) }
+
+// shell writes words as a line that a POSIX shell reads as those words.
+func shell(words []string) string {
+	quoted := make([]string, len(words))
+	for i, w := range words {
+		quoted[i] = w
+		if w == "" || strings.Trim(w, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789@%+=:,./_-") != "" {
+			quoted[i] = "'" + strings.ReplaceAll(w, "'", `'\''`) + "'"
+		}
+	}
+	return strings.Join(quoted, " ")
+}
 
 // Lines are the commands that the demo prints.
 func (d *Demo) Lines() []Line {
@@ -193,13 +205,12 @@ func (l Line) Try(ctx context.Context) error {
 func (l Line) run(ctx context.Context) (out, how string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
-	path, err := exec.LookPath(l.Command[0])
-	if err != nil {
+	if _, err = exec.LookPath(l.Command[0]); err != nil {
 		out, err = l.Do(ctx)
 		how = fmt.Sprintf("in this process, because %s is not installed", l.Command[0])
 	} else {
 		var text []byte
-		text, err = exec.CommandContext(ctx, path, l.Command[1:]...).CombinedOutput()
+		text, err = exec.CommandContext(ctx, "sh", "-c", l.String()).CombinedOutput()
 		out = string(text)
 	}
 	return out, how, l.judge(out, err)

@@ -61,7 +61,7 @@ func (d *Demo) print(w io.Writer) error {
 	for _, line := range d.Lines() {
 		fmt.Fprintf(&b, "  %s\n", line)
 	}
-	fmt.Fprintf(&b, "\nPut an app of your own beside them, as one that listens on port 3000:\n\n  %s\n", strings.Join(d.Join("3000"), " "))
+	fmt.Fprintf(&b, "\nPut an app of your own beside them, as one that listens on port 3000:\n\n  %s\n", shell(d.Join("3000")))
 	b.WriteString("\nCtrl-C ends it.\n")
 	_, err := io.WriteString(w, b.String())
 	return err

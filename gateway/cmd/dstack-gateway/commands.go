@@ -60,13 +60,21 @@ func serveCommand() *cobra.Command {
 			}
 			g, err := gateway.New(cmd.Context(), c, gateway.Parts{Logger: log, Version: version()})
 			if err != nil {
-				return err
+				return uninterrupted(cmd.Context(), err)
 			}
-			return g.Run(cmd.Context())
+			return uninterrupted(cmd.Context(), g.Run(cmd.Context()))
 		},
 	}
 	configFlag(c, &file)
 	return c
+}
+
+// uninterrupted leaves out an error that only says that the program was told to end.
+func uninterrupted(ctx context.Context, err error) error {
+	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
+		return nil
+	}
+	return err
 }
 
 func checkConfigCommand() *cobra.Command {
@@ -155,7 +163,7 @@ The TEE is simulated, so what is attested proves nothing about hardware; everyth
 				return err
 			}
 			if !check {
-				return demo.Run(cmd.Context(), o)
+				return uninterrupted(cmd.Context(), demo.Run(cmd.Context(), o))
 			}
 			ok, err := demo.Check(cmd.Context(), o)
 			if err == nil && !ok {
@@ -165,7 +173,7 @@ The TEE is simulated, so what is attested proves nothing about hardware; everyth
 		},
 	}
 	f := c.Flags()
-	f.BoolVar(&check, "check", false, "run the printed commands against itself, print each with its outcome, exit 0 or 1")
+	f.BoolVar(&check, "check", false, "run the printed commands against itself, print each with its outcome; exit 0 when all work, 1 when one does not, 2 when there was nothing to try")
 	f.BoolVarP(&verbose, "verbose", "v", false, "log everything to standard error")
 	f.StringVar(&o.DataDir, "data", "", "keep state, keys and apps in `DIR`; default: a temporary folder that is removed at the end")
 	f.StringVar(&o.Base, "base", demo.DefaultBase, "base `DOMAIN`")

@@ -1,35 +1,20 @@
 package main
 
 import (
-	"bufio"
 	"bytes"
-	"context"
 	"io"
 	"mime/multipart"
 	"net/http"
 	"os"
-	"os/exec"
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 )
 
 // TestTheExplorerServesUntilItIsInterrupted looks at the kept bundle with the program, whose roots are given by flags.
 func TestTheExplorerServesUntilItIsInterrupted(t *testing.T) {
-	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
-	defer cancel()
-	c := exec.CommandContext(ctx, os.Args[0], strings.Fields("explorer --listen 127.0.0.1:0"+roots)...)
-	c.Env = append(os.Environ(), asProgram+"=1")
-	c.Stderr = os.Stderr
-	out, err := c.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := c.Start(); err != nil {
-		t.Fatal(err)
-	}
-	line, err := bufio.NewReader(out).ReadString('\n')
+	c, lines, errs := launched(t, strings.Fields("explorer --listen 127.0.0.1:0"+roots)...)
+	line, err := lines.ReadString('\n')
 	_, url, found := strings.Cut(strings.TrimSpace(line), "The explorer is at ")
 	if err != nil || !found {
 		t.Fatalf("it prints %q (%v)", line, err)
@@ -59,6 +44,6 @@ func TestTheExplorerServesUntilItIsInterrupted(t *testing.T) {
 		t.Fatal(err)
 	}
 	if err := c.Wait(); err != nil {
-		t.Errorf("interrupted: %v", err)
+		t.Errorf("interrupted: %v\n%s", err, errs)
 	}
 }
