@@ -1,6 +1,8 @@
 package config
 
 import (
+	"crypto/tls"
+	"encoding/pem"
 	"net"
 	"net/netip"
 	"net/url"
@@ -20,6 +22,7 @@ func (c *Config) check(malformed Faults) Faults {
 	c.checkCerts(&f)
 	c.checkEnroll(&f)
 	c.checkRest(&f)
+	c.checkListeners(&f)
 	c.checkZones(&f)
 	c.checkDNSSEC(&f)
 	return f.beside(malformed)
@@ -44,8 +47,11 @@ func (c *Config) checkDomains(f *Faults) {
 			f.add("base_domains", "%q stands there twice", base)
 		}
 	}
-	if !isLabel(c.DNS.NameServer) {
+	switch {
+	case !isLabel(c.DNS.NameServer):
 		f.add("dns.name_server", "%q is not one DNS label, as ns1", c.DNS.NameServer)
+	case strings.HasPrefix(c.DNS.NameServer, "gateway"):
+		f.add("dns.name_server", "%q is a name of the gateway itself; take another, as ns1", c.DNS.NameServer)
 	}
 }
 
@@ -83,6 +89,17 @@ func (c *Config) checkTunnel(f *Faults) {
 	if !t.Address.IsValid() || !t.Address.Addr().Is4() {
 		f.add("tunnel.address", "must be an IPv4 address with the length of its network, as 10.0.0.1/16")
 		return
+	}
+	if t.Address.Addr() == t.Address.Masked().Addr() && t.Address.Bits() < 31 {
+		f.add("tunnel.address", "%s is the address of the network itself; take the next one, %s", t.Address, netip.PrefixFrom(t.Address.Addr().Next(), t.Address.Bits()))
+	}
+	if len(t.Name) > 15 || t.Name == "" || strings.ContainsAny(t.Name, "/ \t\n") {
+		f.add("tunnel.name", "%q can't be the name of a network interface: 1 to 15 characters without slash and white space", t.Name)
+	}
+	if t.Clients.IsValid() && slices.ContainsFunc(append(slices.Clone(t.Reserved), netip.PrefixFrom(t.Address.Addr(), 32)), func(r netip.Prefix) bool {
+		return r.Contains(t.Clients.Addr()) && r.Bits() <= t.Clients.Bits()
+	}) {
+		f.add("tunnel.clients", "%s is wholly reserved, so that no CVM could get an address", t.Clients)
 	}
 	if !t.Clients.IsValid() || !t.Address.Masked().Contains(t.Clients.Addr()) || t.Clients.Bits() < t.Address.Bits() {
 		f.add("tunnel.clients", "%s must lie inside the tunnel network %s", t.Clients, t.Address.Masked())
@@ -137,18 +154,67 @@ func (c *Config) checkFiles(f *Faults) {
 		if named.file == "" {
 			continue
 		}
-		if _, err := os.Stat(named.file); err != nil {
+		if text, err := os.ReadFile(named.file); err != nil {
 			f.add(named.key, "%v", err)
+		} else if block, _ := pem.Decode(text); block == nil && named.key != "store.password_file" {
+			f.add(named.key, "%s holds nothing in PEM", named.file)
 		}
 	}
-	if c.DataDir == "" {
+	keyPair(f, "enroll", c.Enroll.CertFile, c.Enroll.KeyFile)
+	keyPair(f, "store", c.Store.CertFile, c.Store.KeyFile)
+	if info, err := os.Stat(c.DataDir); c.DataDir == "" {
 		f.add("data_dir", "names no folder")
+	} else if err == nil && !info.IsDir() {
+		f.add("data_dir", "%s is no folder", c.DataDir)
 	}
 }
 
 func pair(f *Faults, table, cert, key string) {
 	if (cert == "") != (key == "") {
 		f.add(table+".cert_file", "cert_file and key_file go together; set both or neither")
+	}
+}
+
+// keyPair demands that a key that can be read is that of its certificate.
+func keyPair(f *Faults, table, cert, key string) {
+	for _, file := range []string{cert, key} {
+		text, err := os.ReadFile(file)
+		if block, _ := pem.Decode(text); err != nil || block == nil {
+			return // told already, or not set
+		}
+	}
+	if _, err := tls.LoadX509KeyPair(cert, key); err != nil {
+		f.add(table+".key_file", "does not go with cert_file: %v", err)
+	}
+}
+
+// checkListeners tells which listeners are in each other's way.
+func (c *Config) checkListeners(f *Faults) {
+	type listener struct {
+		key  string
+		addr netip.AddrPort
+	}
+	all := []listener{{"proxy.listen", c.Proxy.Listen}, {"enroll.listen", c.Enroll.Listen}}
+	for _, group := range []struct {
+		key   string
+		addrs []netip.AddrPort
+	}{{"dns.listen", c.DNS.Listen}, {"dns.listen_tls", c.DNS.ListenTLS}, {"metrics.listen", c.Metrics.Listen}} {
+		for _, addr := range group.addrs {
+			all = append(all, listener{group.key, addr})
+		}
+	}
+	for i, l := range all {
+		for _, other := range all[:i] {
+			if l.addr.Port() != 0 && l.addr.Port() == other.addr.Port() && (l.addr.Addr() == other.addr.Addr() || l.addr.Addr().IsUnspecified() || other.addr.Addr().IsUnspecified()) {
+				f.add(l.key, "%s has the TCP port of %s (%s); choose another", l.addr, other.key, other.addr)
+			}
+		}
+	}
+	if slices.ContainsFunc(c.DNS.Listen, func(a netip.AddrPort) bool {
+		l := c.Tunnel.Listen
+		return l.Port() != 0 && a.Port() == l.Port() && (a.Addr() == l.Addr() || a.Addr().IsUnspecified() || l.Addr().IsUnspecified())
+	}) {
+		f.add("tunnel.listen", "%s has the UDP port of dns.listen; choose another", c.Tunnel.Listen)
 	}
 }
 
@@ -170,6 +236,11 @@ func (c *Config) checkEnroll(f *Faults) {
 	oneOf(f, "enroll.evidence", e.Evidence, "required", "preferred", "off")
 	if e.AuthURL != "" {
 		webURL(f, "enroll.auth_url", e.AuthURL)
+	}
+	for _, name := range e.Names {
+		if _, err := netip.ParseAddr(name); err != nil && !isDomain(strings.ToLower(name)) && name != "localhost" {
+			f.add("enroll.names", "%q is neither a DNS name nor an IP address", name)
+		}
 	}
 	if e.SourceBurst < 1 || e.InstanceBurst < 1 {
 		f.add("enroll.source_burst", "source_burst and instance_burst must be at least 1")

@@ -54,7 +54,7 @@ func TestFaultsNameFileLineKeyAndWhatWouldBeRight(t *testing.T) {
 		{"impossible kind", "[attestation]\nkind = \"sgx\"", `x.toml:6: attestation.kind: "sgx" is none of tdx, simulated-tdx`},
 		{"revoked can't be accepted", "attestation.accepted_tcb = [\"Revoked\"]", `x.toml:5: attestation.accepted_tcb: "Revoked" can't be accepted`},
 		{"clients outside the tunnel", "tunnel.clients = \"192.168.0.0/24\"", `x.toml:5: tunnel.clients: 192.168.0.0/24 must lie inside the tunnel network 10.0.0.0/16`},
-		{"missing file", "enroll.kms_root = \"/nonexistent/root.pem\"", `x.toml:5: enroll.kms_root: stat /nonexistent/root.pem`},
+		{"missing file", "enroll.kms_root = \"/nonexistent/root.pem\"", `x.toml:5: enroll.kms_root: open /nonexistent/root.pem`},
 		{"no such want of evidence", "enroll.evidence = \"always\"", `x.toml:5: enroll.evidence: "always" is none of required, preferred, off`},
 		{"webhook that is no URL", "enroll.auth_url = \"localhost\"", `x.toml:5: enroll.auth_url: "localhost" is not a URL`},
 		{"nothing at once", "enroll.source_burst = 0", `x.toml:5: enroll.source_burst: source_burst and instance_burst must be at least 1`},
@@ -104,6 +104,19 @@ func TestValuesThatCannotWorkAreRefused(t *testing.T) {
 		{`tunnel.endpoint = "[2001:db8::1]:51820"`, "dstack guests can't read IPv6"},
 		{`tunnel.endpoint = "203.0.113.5:0"`, `port "0" is not between 1 and 65535`},
 		{`tunnel.endpoint = "203.0.113.5"`, `is not address:port`},
+		{`proxy.listen = ":8000"`, "enroll.listen: [::]:8000 has the TCP port of proxy.listen"},
+		{`dns.listen = [":53", "127.0.0.1:53"]`, "dns.listen: 127.0.0.1:53 has the TCP port of dns.listen"},
+		{`metrics.listen = ["127.0.0.1:443"]`, "metrics.listen: 127.0.0.1:443 has the TCP port of proxy.listen"},
+		{`tunnel.listen = ":53"`, "has the UDP port of dns.listen"},
+		{`tunnel.address = "10.0.0.0/16"`, "is the address of the network itself; take the next one, 10.0.0.1/16"},
+		{`tunnel.clients = "10.0.0.1/32"`, "tunnel.clients: 10.0.0.1/32 is wholly reserved"},
+		{`tunnel.name = "dstack-wireguard0"`, "can't be the name of a network interface"},
+		{`enroll.names = ["bad name"]`, `enroll.names: "bad name" is neither a DNS name nor an IP address`},
+		{`enroll.kms_root = "config_test.go"`, "enroll.kms_root: config_test.go holds nothing in PEM"},
+		{`enroll.kms_root = "/nonexistent"`, "enroll.kms_root: open /nonexistent"},
+		{`data_dir = "config_test.go"`, "data_dir: config_test.go is no folder"},
+		{`dns.name_server = "gateway"`, `dns.name_server: "gateway" is a name of the gateway itself`},
+		{`node = 2026-01-01`, "a date or a time"},
 		{`dns.addresses = ["224.0.0.1"]`, "dns.addresses: 224.0.0.1 is not the address of a host"},
 		{`dns.addresses = []`, "dns.addresses: is empty, so the ACME server could not find"},
 	} {
@@ -112,6 +125,9 @@ func TestValuesThatCannotWorkAreRefused(t *testing.T) {
 			if key, _, _ := strings.Cut(row.text, " ="); strings.HasPrefix(line, key) {
 				text = strings.Replace(minimal, line, row.text+"\n", 1)
 			}
+		}
+		if text == minimal { // a key that the minimal one does not have
+			text = row.text + "\n" + minimal
 		}
 		if _, err := config.Parse("x.toml", []byte(text)); err == nil || !strings.Contains(err.Error(), row.want) {
 			t.Errorf("%s\ngot %v\nwant it to hold %s", row.text, err, row.want)

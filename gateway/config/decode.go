@@ -246,7 +246,7 @@ func describe(value any) string {
 	case bool, int64, float64:
 		return fmt.Sprint(v)
 	}
-	return fmt.Sprintf("a %T", value)
+	return "a date or a time"
 }
 
 // positions says at which line each dotted key of a document first stands.
