@@ -173,6 +173,7 @@ func TestTheExplorerTakesABundle(t *testing.T) {
 			text   string
 		}{
 			{"a bundle", bundle, http.StatusOK, "This is: verification bundle"},
+			{"nothing of a simulation untold", bundle, http.StatusOK, "Simulated TDX is accepted here"},
 			{"half a bundle", bundle[:len(bundle)/2], http.StatusBadRequest, "not JSON"},
 			{"more than is taken", make([]byte, 511<<10), http.StatusRequestEntityTooLarge, "larger than 504 KiB"},
 		} {

@@ -40,16 +40,18 @@ type Config struct {
 
 // Explorer serves the form and what it shows. It is safe for concurrent use.
 type Explorer struct {
-	roots    []ratls.VerifierConfig
-	cas      *x509.CertPool
-	maxInput int64
-	looking  chan struct{}
+	roots     []ratls.VerifierConfig
+	simulated bool // a root that is not Intel's is accepted
+	cas       *x509.CertPool
+	maxInput  int64
+	looking   chan struct{}
 }
 
 // New makes an explorer.
 func New(c Config) *Explorer {
 	e := &Explorer{cas: c.CAs, maxInput: cmp.Or(c.MaxInput, defaultMaxInput), looking: make(chan struct{}, maxLooking)}
 	for _, root := range c.Roots {
+		e.simulated = e.simulated || root.Root != nil
 		e.roots = append(e.roots, ratls.VerifierConfig{Root: root.Root, Policy: root.Policy, Now: root.Now})
 	}
 	if len(e.roots) == 0 {

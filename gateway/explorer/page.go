@@ -45,9 +45,10 @@ func (e *Explorer) show(w http.ResponseWriter, status int, p page) {
 	var b bytes.Buffer
 	if err := look().Execute(&b, struct {
 		page
-		Style    template.CSS
-		MaxInput string
-	}{p, template.CSS(style()), size(e.maxInput)}); err != nil {
+		Style     template.CSS
+		MaxInput  string
+		Simulated bool
+	}{p, template.CSS(style()), size(e.maxInput), e.simulated}); err != nil {
 		http.Error(w, "the page could not be made", http.StatusInternalServerError)
 		return
 	}
