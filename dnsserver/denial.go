@@ -92,13 +92,7 @@ func (z *Zone) closestEncloser(rel []byte) (encloser []byte, label string) {
 // cover makes the NSEC record whose span has a label that does not exist below
 // a name that does. ns holds the SOA of the answer.
 func (z *Zone) cover(encloser []byte, label string, ns []dns.RR) *dns.NSEC {
-	n := z.around(encloser, label)
-	var s span
-	if n.common > z.signing.hostDepth {
-		s = exactly(label)
-	} else {
-		s = blockOf(label, n)
-	}
+	s, _ := z.spanOf(encloser, label)
 	rr := &dns.NSEC{
 		Hdr:        dns.RR_Header{Name: z.nameOf(slices.Concat(s.owner, encloser)), Rrtype: dns.TypeNSEC, Class: dns.ClassINET, Ttl: ns[0].Header().Ttl},
 		NextDomain: z.origin, TypeBitMap: []uint16{dns.TypeRRSIG, dns.TypeNSEC},
@@ -112,6 +106,16 @@ func (z *Zone) cover(encloser []byte, label string, ns []dns.RR) *dns.NSEC {
 		rr.NextDomain = z.after(encloser)
 	}
 	return rr
+}
+
+// spanOf returns the span that denies a label that does not exist below a name
+// that does, and whether it is a block, which other labels share.
+func (z *Zone) spanOf(encloser []byte, label string) (s span, shared bool) {
+	n := z.around(encloser, label)
+	if n.common > z.signing.hostDepth {
+		return exactly(label), false
+	}
+	return blockOf(label, n)
 }
 
 // after returns a name after all that are below an existing name, and before

@@ -51,6 +51,11 @@ func (r *Responder) Cached(packet []byte) bool {
 	return found
 }
 
+// Ready tells whether a packet's denial is ready.
+func (r *Responder) Ready(packet []byte) bool {
+	return r.query.read(packet) == readable && r.denial(r.at.zones) != nil
+}
+
 // CacheLife is how long an answer is kept.
 const CacheLife = cacheLife
 

@@ -58,6 +58,7 @@ type responder struct {
 	cookie  [serverCookie]byte // for query, where it has one
 	asking  asking             // query
 	packer  packer             // of the answer's body
+	denying denying            // query, where there is a cache
 	answer  answer             // to query
 	slipped int                // answers left out since the last that was not
 }
@@ -105,6 +106,9 @@ func (r *responder) find(verdict verdict, from *view, now time.Time) *answer {
 		r.cached.Add(1)
 		return &r.answer
 	}
+	if a := r.denial(from.zones); a != nil {
+		return a
+	}
 	a, keep := r.decide(verdict, from.zones)
 	if keep {
 		r.cache.put(&r.query, from.generation, now, a)
@@ -126,6 +130,9 @@ func (r *responder) decide(verdict verdict, zones *Zones) (a *answer, keep bool)
 		return r.pack(begin(r.asking.of(q, maxMessage))), false
 	}
 	a = r.pack(zones.Answer(r.asking.of(q, maxMessage), r.transport, maxMessage))
+	if verdict == readable && r.cache != nil {
+		r.keepDenial(a)
+	}
 	if r.fits(a) {
 		// What strangers can make up without end, names that don't exist, is not kept, and
 		// neither is that there was no time to sign.

@@ -14,6 +14,8 @@ import (
 type packer struct {
 	out  []byte
 	name string // of the question, "" when names can't be found in it
+	// pointers are where in out a name points into the question.
+	pointers []int
 
 	alone dns.Msg // of one record, only
 	only  [1]dns.RR
@@ -25,7 +27,7 @@ func (p *packer) pack(m *dns.Msg, question []byte) ([]byte, error) {
 	p.out = append(p.out[:0], make([]byte, headerOctets)...)
 	p.header(m, len(question) > 0)
 	p.out = append(p.out, question...)
-	p.name = ""
+	p.name, p.pointers = "", p.pointers[:0]
 	if len(m.Question) == 1 && !strings.Contains(m.Question[0].Name, `\`) {
 		p.name = m.Question[0].Name
 	}
@@ -136,6 +138,7 @@ func (p *packer) domain(name string, compress bool) error {
 	}
 	for name != "" && name != "." {
 		if at, ok := p.find(name); ok && compress {
+			p.pointers = append(p.pointers, len(p.out))
 			p.out = binary.BigEndian.AppendUint16(p.out, 0xc000|uint16(at))
 			return nil
 		}

@@ -90,6 +90,7 @@ func (b *builder) sign() {
 	}
 	sg.hostDepth = hostDepth(b.config.Labels.Len())
 	b.zone.signing = sg
+	b.zone.denials = b.zone.newDenials()
 }
 
 func (b *builder) checkSigning(s *signing) error {

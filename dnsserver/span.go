@@ -39,8 +39,9 @@ func (n *neighbours) add(before, after string) {
 // that tells as little as possible: it ends where the octet after the longest
 // common prefix with the neighbours changes. So of the neighbours it tells that
 // prefix and one octet, and all labels that differ from them there share one
-// signature.
-func blockOf(label string, n neighbours) span {
+// signature. An end of that block, or the beginning of an existing label, has a
+// span of its own.
+func blockOf(label string, n neighbours) (s span, shared bool) {
 	d := max(commonPrefix(label, n.before), commonPrefix(label, n.after))
 	prefix := label[:d]
 	low, high := prefix+first, fill(prefix)
@@ -51,9 +52,9 @@ func blockOf(label string, n neighbours) span {
 		high = fill(prefix + string([]byte{preceding(n.after[d])}))
 	}
 	if d == len(label) || label <= low || label >= high {
-		return exactly(label) // an existing label begins with this one, or it is an end of the block
+		return exactly(label), false // an existing label begins with this one, or it is an end of the block
 	}
-	return span{owner: labelWire(low), next: labelWire(high)}
+	return span{owner: labelWire(low), next: labelWire(high)}, true
 }
 
 // exactly returns the span around one label and the names below it (RFC 4470

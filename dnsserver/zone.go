@@ -162,6 +162,7 @@ type Zone struct {
 	ttl         uint32           // of records that are made for a query
 
 	signing                 *signing // nil: the zone is not signed
+	denials                 *denials // nil: none are kept
 	labels                  *Labels
 	prefixes                []string
 	children, childrenBelow map[string][]string // labels below each name of nodes and of below, sorted
