@@ -47,6 +47,7 @@ type shared struct {
 	nsid      []byte
 	keepalive uint16 // what is said of idle connections, in units of 100 ms
 	sinks     []*sink
+	transfers *transfers // nil: there are none, and TSIG is nothing special
 }
 
 // responder turns packets into packets. It belongs to one goroutine.
@@ -79,6 +80,9 @@ func (r *responder) respond(buf, packet []byte, client netip.AddrPort, from *vie
 	}
 	if a != nil {
 		out = r.finish(buf, a)
+		if q.tsig && r.transfers != nil && verdict == readable {
+			out = r.authenticate(out, packet, now)
+		}
 		r.answers[r.typePlace()][rcodePlace(a.rcode())].Add(1)
 	}
 	if len(r.sinks) > 0 {

@@ -35,6 +35,7 @@ type query struct {
 	// lower holds the question, name, type and class, with the name in lower case.
 	lower [maxNameOctets + 4]byte
 	edns  edns
+	tsig  bool // there is a TSIG record; what it is worth was not looked at
 }
 
 // typeAndClass is what follows the name of a question.
@@ -65,7 +66,7 @@ func (q *query) qclass() uint16 { return binary.BigEndian.Uint16(q.packet[q.ques
 
 // read reads a packet.
 func (q *query) read(packet []byte) verdict {
-	q.packet, q.question, q.edns = packet, headerOctets, edns{}
+	q.packet, q.question, q.edns, q.tsig = packet, headerOctets, edns{}, false
 	if len(packet) < headerOctets || packet[2]&flagQR != 0 {
 		return silent
 	}
@@ -207,7 +208,8 @@ func (p *parser) record(q *query) bool {
 	}
 	data := p.packet[p.off : p.off+size]
 	p.off += size
-	if binary.BigEndian.Uint16(fixed) != dns.TypeOPT {
+	if rrtype := binary.BigEndian.Uint16(fixed); rrtype != dns.TypeOPT {
+		q.tsig = q.tsig || rrtype == dns.TypeTSIG
 		return true
 	}
 	return q.edns.read(root, fixed, data)

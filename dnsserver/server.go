@@ -69,6 +69,8 @@ type Config struct {
 	// QueryLogSample. What it is too slow for is lost. Nil: there is no such log.
 	QueryLog       *slog.Logger
 	QueryLogSample int
+	// Transfer is who may have whole zones.
+	Transfer TransferConfig
 	// Dnstap tells a collector of queries.
 	Dnstap DnstapConfig
 	// Logger is told of sockets that fail, never of queries. Nil: no logs.
@@ -88,9 +90,10 @@ type Server struct {
 	packets []*counters // one for each of udp
 	streams map[Transport]*counters
 
-	view    atomic.Pointer[view] // replaced by SetZones
-	started atomic.Bool
-	conns   connTable
+	notifiers []*notifier          // one for each secondary
+	view      atomic.Pointer[view] // replaced by SetZones
+	started   atomic.Bool
+	conns     connTable
 }
 
 // New checks the configuration, reporting all faults together, and binds the
@@ -100,6 +103,13 @@ func New(c Config) (*Server, error) {
 		return nil, err
 	}
 	s := &Server{config: c, log: c.Logger, shared: c.shared()}
+	var err error
+	if s.shared.transfers, err = newTransfers(c.Transfer); err != nil {
+		return nil, err
+	}
+	for _, address := range c.Transfer.Secondaries {
+		s.notifiers = append(s.notifiers, &notifier{address: address, changed: make(chan struct{}, 1), told: map[string]uint32{}})
+	}
 	s.view.Store(&view{})
 	s.conns.init(c.MaxConns, c.MaxConnsPerClient)
 	var faults []error
@@ -189,7 +199,7 @@ func (c *Config) complete() error {
 		_, _, err := c.Dnstap.address()
 		faults = append(faults, err)
 	}
-	if c.QueryLogSample < 0 || c.Dnstap.Sample < 0 || c.RateLimit.PerSecond < 0 || c.RateLimit.Slip < 0 || c.Workers < 0 || c.MaxConns < 0 || c.MaxConnsPerClient < 0 || c.IdleTimeout < 0 {
+	if c.QueryLogSample < 0 || c.Dnstap.Sample < 0 || c.Transfer.Max < 0 || c.RateLimit.PerSecond < 0 || c.RateLimit.Slip < 0 || c.Workers < 0 || c.MaxConns < 0 || c.MaxConnsPerClient < 0 || c.IdleTimeout < 0 {
 		faults = append(faults, errors.New("dns: a limit is negative"))
 	}
 	if c.Workers == 0 {
@@ -282,7 +292,13 @@ func (s *Server) SetZones(zones ...*Zone) {
 	for {
 		old := s.view.Load()
 		if s.view.CompareAndSwap(old, &view{zones: set, generation: old.generation + 1}) {
-			return
+			break
+		}
+	}
+	for _, n := range s.notifiers {
+		select {
+		case n.changed <- struct{}{}:
+		default: // it is going to look anyway
 		}
 	}
 }
@@ -306,6 +322,7 @@ func (s *Server) Run(ctx context.Context) error {
 	for _, l := range s.tls {
 		running.Go(func() { s.accept(ctx, l, s.serveTLS()) })
 	}
+	s.runNotifiers(ctx, &running)
 	looking, stop := context.WithCancel(context.WithoutCancel(ctx))
 	var lookers sync.WaitGroup
 	for _, sink := range s.shared.sinks {

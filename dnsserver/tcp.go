@@ -173,6 +173,15 @@ func (s *Server) serveStream(conn net.Conn, transport Transport) {
 			break // the client is gone, idle or talks something else
 		}
 		begin := time.Now()
+		if s.shared.transfers != nil && responder.isTransfer(query) {
+			done, err := responder.transfer(stream, query, client, s.view.Load().zones, begin)
+			if err != nil {
+				return // a transfer without its end is void
+			}
+			if done {
+				continue
+			}
+		}
 		answer := responder.respond(stream.out, query, client, s.view.Load(), begin)
 		if answer == nil {
 			break // not a query: there is no answer that would keep the stream in step
