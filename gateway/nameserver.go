@@ -33,11 +33,16 @@ func (g *Gateway) openDNS(ctx context.Context, metrics prometheus.Registerer) er
 	if err != nil {
 		return fmt.Errorf("dns.query_log: %w", err)
 	}
+	transferKey, err := c.Transfer.Key()
+	if err != nil {
+		return fmt.Errorf("dns.transfer.key_file: %w", err)
+	}
 	g.dns, err = dnsserver.New(dnsserver.Config{
 		Listen: addresses(c.Listen), ListenTLS: addresses(c.ListenTLS), TLS: &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: g.dnsCertificate},
 		NSID: g.config.Node, CookieKey: key, RateLimit: dnsserver.RateLimit{PerSecond: c.RateLimit, Slip: c.RateLimitSlip},
 		QueryLog: queries, QueryLogSample: c.QueryLogSample, Dnstap: dnsserver.DnstapConfig{Socket: c.Dnstap, Sample: c.DnstapSample, Identity: g.config.Node},
-		Metrics: metrics, Logger: g.log,
+		Transfer: dnsserver.TransferConfig{Key: transferKey, Secondaries: addresses(c.Transfer.Secondaries)},
+		Metrics:  metrics, Logger: g.log,
 	})
 	return err
 }

@@ -25,6 +25,7 @@ func (c *Config) check(malformed Faults) Faults {
 	c.checkListeners(&f)
 	c.checkZones(&f)
 	c.checkDNSSEC(&f)
+	c.checkTransfer(&f)
 	return f.beside(malformed)
 }
 

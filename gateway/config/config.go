@@ -78,10 +78,11 @@ type DNS struct {
 	DnstapSample   int              `toml:"dnstap_sample" help:"only one query of so many is sent there"`
 	Addresses      []netip.Addr     `toml:"addresses" help:"public addresses of this node: what the base, the gateway's and every app's name resolve to"`
 	NameServer     string           `toml:"name_server" help:"label of the zone's name server below each base domain"`
-	Secondaries    []string         `toml:"secondary_name_servers" help:"full names of further name servers, outside the base domains, that serve the zones from transfers"`
+	Secondaries    []string         `toml:"secondary_name_servers" help:"full names of further name servers, outside the base domains, that serve the zones from transfers (dns.transfer); they know apps under their ids only, not the forms with a port"`
 	Records        []Record         `toml:"records" help:"static records, as [[dns.records]] tables with name, type, data and, if they like, ttl"`
 	ZoneFiles      []string         `toml:"zone_files" help:"files of static records in zone-file form; relative names are meant in every base domain"`
 	DNSSEC         DNSSEC           `toml:"dnssec" help:"signatures of the zones; dstack-gateway ds prints what the zone above has to be told"`
+	Transfer       Transfer         `toml:"transfer" help:"transfers of whole zones to secondary servers"`
 }
 
 // DNSSEC says how the zones are signed.
