@@ -75,3 +75,16 @@ func BakeCookie(secret [16]byte, client []byte, addr netip.Addr, now uint32) [16
 func CookieHash(secret [16]byte, client, head []byte, addr netip.Addr) uint64 {
 	return cookieHash(&secret, client, head, addr)
 }
+
+// CheckTSIG tells what is wrong with the TSIG of a packet, and whether there is one.
+func CheckTSIG(name string, secret, packet []byte, now time.Time) (code uint16, ok bool) {
+	t, err := newTSIG(TransferKey{Name: name, Secret: secret})
+	if err != nil {
+		return 0, false
+	}
+	s, ok := t.check(packet, now)
+	if ok {
+		s.sign(make([]byte, headerOctets), now)
+	}
+	return s.code, ok
+}

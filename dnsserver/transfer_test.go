@@ -56,7 +56,7 @@ func signedNow(t *testing.T, hosts int) dnsserver.ZoneConfig {
 }
 
 // transferRequest packs a request with TSIG.
-func transferRequest(t *testing.T, name string, qtype uint16, key string, secret []byte, at time.Time) []byte {
+func transferRequest(t testing.TB, name string, qtype uint16, key string, secret []byte, at time.Time) []byte {
 	t.Helper()
 	m := new(dns.Msg).SetQuestion(name, qtype)
 	m.SetTsig(key, dns.HmacSHA256, 300, at.Unix())
