@@ -62,6 +62,7 @@ type cacheEntry struct {
 type cachedAnswer struct {
 	header        http.Header
 	body          []byte
+	fetched       time.Time
 	refetch, ends time.Time
 }
 
@@ -199,7 +200,18 @@ func (c *Cache) fetch(ctx context.Context, rawURL string) (*cachedAnswer, error)
 		}
 	}
 	refetch := now.Add(min(ends.Sub(now)/2, c.config.MaxAge))
-	return &cachedAnswer{header: kept, body: slices.Clone(body), refetch: refetch, ends: ends}, nil
+	return &cachedAnswer{header: kept, body: slices.Clone(body), fetched: now, refetch: refetch, ends: ends}, nil
+}
+
+// Forget drops the answer that is held for a URL, because its signature did not hold when it was used: what a getter brings is
+// not verified here. One that was fetched less than NegativeAge ago stays, so that evidence which fails by itself costs no fetches.
+func (c *Cache) Forget(rawURL string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	e := c.entries[rawURL]
+	if e != nil && e.answer != nil && c.config.Now().Sub(e.answer.fetched) >= c.config.NegativeAge {
+		e.answer = nil
+	}
 }
 
 // held returns the answer that may still be served although fetching a newer one failed.

@@ -63,6 +63,7 @@ func (v *Verifier) gather(ctx context.Context, fmspc string) (*endorsements, err
 	}
 	set := &endorsements{answers: fetched}
 	if err := set.read(); err != nil {
+		v.forget(set)
 		return nil, &Refusal{Check: CheckCollateral, Err: clip(err)}
 	}
 	return set, nil

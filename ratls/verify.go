@@ -80,7 +80,24 @@ func (v *Verifier) Verify(ctx context.Context, raw []byte) (*Quote, error) {
 	if err != nil {
 		return nil, err
 	}
-	return v.appraise(raw, set, pck, now)
+	q, err := v.appraise(raw, set, pck, now)
+	if refused, ok := errors.AsType[*Refusal](err); ok && refused.Check == CheckCollateral {
+		v.forget(set)
+	}
+	return q, err
+}
+
+// forgetter is a Getter that holds answers, as [Cache] does.
+type forgetter interface{ Forget(url string) }
+
+// forget has collateral that did not hold fetched anew the next time: a bad answer of the vendor's must not refuse everybody for
+// as long as it says that it lives.
+func (v *Verifier) forget(set *endorsements) {
+	if held, ok := v.getter.(forgetter); ok {
+		for _, answer := range set.answers {
+			held.Forget(answer.URL)
+		}
+	}
 }
 
 // authenticate verifies everything that needs no collateral, and returns what the PCK certificate says of the platform.
