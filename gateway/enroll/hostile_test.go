@@ -256,3 +256,21 @@ func TestTheKMSRootIsTrustedByItsKey(t *testing.T) {
 		})
 	}
 }
+
+// TestAQuoteIsAsOldAsItsCertificateMayBe shows certificates of nobody's issue whose dates are over, or are still to come.
+func TestAQuoteIsAsOldAsItsCertificateMayBe(t *testing.T) {
+	w := newWorld(t)
+	td := w.boot(t, simtdx.VM{AppCompose: "{}"})
+	for name, dates := range map[string][2]time.Duration{"over": {-48 * time.Hour, -time.Minute}, "to come": {time.Hour, 48 * time.Hour}} {
+		t.Run(name, func(t *testing.T) {
+			cert := attested(t, td, func(o *ratls.CertOptions) {
+				o.NotBefore, o.NotAfter = time.Now().Add(dates[0]), time.Now().Add(dates[1])
+			})
+			w.unchanged(t, func() answer { return register(t, w.at, cert, body(newKey())) }, http.StatusBadRequest, "the client certificate is valid from")
+		})
+	}
+	ahead := attested(t, td, func(o *ratls.CertOptions) { o.NotBefore = time.Now().Add(5 * time.Minute) })
+	if a := register(t, w.at, ahead, body(newKey())); a.status != http.StatusOK {
+		t.Errorf("a clock that is a little ahead: %d %s", a.status, a.body)
+	}
+}

@@ -37,6 +37,12 @@ func (id *identity) sameAs(known *registry.Instance, key tunnel.PublicKey) bool 
 // certificate that carries its quote (dstack 0.6 dstack-util/src/system_setup.rs).
 var errNoAttestation = errors.New("no attestation provided: present a client certificate with a TDX quote, or one of the KMS that this gateway trusts")
 
+// maxSkew is how far a guest's clock may be ahead. Nothing but its dates bounds the age of the quote in a certificate that nobody
+// issued.
+const maxSkew = 10 * time.Minute
+
+func stamp(t time.Time) string { return t.UTC().Format(time.RFC3339) }
+
 // errNoInstance is an app whose compose file has no_instance_id set.
 var errNoInstance = errors.New("instance id is empty: an app with no_instance_id can't have a tunnel, because nothing names it")
 
@@ -65,6 +71,9 @@ func (s *Server) identify(ctx context.Context, chain []*x509.Certificate) (ident
 
 // fromQuote is the identity that the quote of a certificate proves.
 func (s *Server) fromQuote(ctx context.Context, leaf *x509.Certificate, proof string) (identity, error) {
+	if now := s.config.Now(); now.After(leaf.NotAfter) || now.Add(maxSkew).Before(leaf.NotBefore) {
+		return identity{}, refuse(reasonIdentity, fmt.Errorf("the client certificate is valid from %s to %s, and it is %s here: make one anew", stamp(leaf.NotBefore), stamp(leaf.NotAfter), stamp(now)))
+	}
 	quote, info, err := ratls.VerifyCertificate(ctx, s.config.Verifier, leaf)
 	if err != nil {
 		return identity{}, judged("invalid quote", err)
