@@ -19,6 +19,7 @@ import (
 	"dstack.host/dnsserver"
 	"dstack.host/gateway/demo"
 	"dstack.host/gateway/registry"
+	"dstack.host/ratls"
 )
 
 // testLog shows a component's log lines with the test that caused them.
@@ -99,6 +100,17 @@ func consistent(t *testing.T, d *demo.Demo, peerless ...registry.InstanceID) {
 			_ = result.Print(&out)
 			t.Errorf("verify %s:\n%s", app.URL, out.String())
 		}
+		// A link that is skipped does not fail, and shows nothing.
+		for _, link := range []string{ratls.LinkChallenge, ratls.LinkStatement, ratls.LinkKey, ratls.LinkReplay, ratls.LinkAppIdentity, ratls.LinkAppCompose, ratls.LinkAppBinding, ratls.LinkWireGuardKey} {
+			if !slices.ContainsFunc(result.Checks, func(c ratls.Check) bool { return c.Name == link && c.Status == ratls.Pass }) {
+				t.Errorf("verify %s: %s did not pass", app.URL, link)
+			}
+		}
+	}
+	for inst := range d.Gateway().Snapshot().Instances() {
+		if !slices.Contains(peerless, inst.ID) && !slices.ContainsFunc(d.Apps(), func(a demo.App) bool { return a.Instance == inst.ID }) {
+			t.Errorf("instance %s is registered, and was not asked", inst.ID)
+		}
 	}
 	unknown(t, d, ctx)
 }
@@ -133,7 +145,13 @@ func resolves(t *testing.T, d *demo.Demo, label, rcode string, addrs ...string) 
 // unknown asks for an app that nobody registered: a valid TLS session, and the reason.
 func unknown(t *testing.T, d *demo.Demo, ctx context.Context) {
 	t.Helper()
-	resolves(t, d, nobody, "NXDOMAIN")
+	resolves(t, d, nobody+"s", "NXDOMAIN") // TLS would be the app's, so there is nobody to answer over it
+	for _, label := range []string{nobody, nobody + "-8080", strings.Repeat("a", 52), d.Apps()[0].ID.String() + "-65536", "www"} {
+		resolves(t, d, label, "NXDOMAIN")
+		if status, _ := ask(t, d, ctx, "https://"+label+"."+demo.DefaultBase+"/", true); status != http.StatusNotFound {
+			t.Errorf("%s answers %d, want 404", label, status)
+		}
+	}
 	for _, http2 := range []bool{false, true} {
 		status, problem := ask(t, d, ctx, "https://"+nobody+"."+demo.DefaultBase+"/", http2)
 		if status != http.StatusNotFound || problem.Reason != "unknown_app" {
