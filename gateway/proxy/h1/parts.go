@@ -76,8 +76,8 @@ func (r *Request) Complete(method, target, authority string, body bool) *Error {
 	if len(r.Method) == 0 || !all(r.Method, isToken) || len(r.Target) == 0 || !all(r.Target, isTarget) {
 		return malformed("the method is no token or the path is no path")
 	}
-	if len(r.Method) > maxMethod || method == "CONNECT" {
-		return refuse(http.StatusNotImplemented, MethodUnsupported, fault("the method is not implemented"))
+	if e := checkMethod(r.Method); e != nil {
+		return e
 	}
 	if target[0] != '/' && !(target == "*" && method == "OPTIONS") {
 		return malformed("the path does not begin with a slash")

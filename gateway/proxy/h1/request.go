@@ -62,10 +62,18 @@ func (r *Request) requestLine(line []byte) *Error {
 	if minor < 0 {
 		return refuse(http.StatusHTTPVersionNotSupported, VersionUnsupported, fault("the version is neither HTTP/1.1 nor HTTP/1.0"))
 	}
-	if len(method) > maxMethod || string(method) == "CONNECT" {
-		return refuse(http.StatusNotImplemented, MethodUnsupported, fault("the method is not implemented"))
+	if e := checkMethod(method); e != nil {
+		return e
 	}
 	r.Method, r.Target, r.Minor = method, target, minor
+	return nil
+}
+
+// checkMethod refuses tokens that are longer than any method, and CONNECT: this is no forward proxy.
+func checkMethod(method []byte) *Error {
+	if len(method) > maxMethod || string(method) == "CONNECT" {
+		return refuse(http.StatusNotImplemented, MethodUnsupported, fault("CONNECT and methods longer than any known are not served"))
+	}
 	return nil
 }
 
