@@ -156,7 +156,7 @@ func decide(d *document, truth bool, asked, now time.Time) (renewal, time.Time) 
 	case now.Before(d.requote):
 		return leaveIt, d.requote
 	}
-	return leaveIt, d.until // whoever asks for it meanwhile wakes whoever renews
+	return leaveIt, d.until // whether somebody asked meanwhile is seen within renewRetry
 }
 
 // renew quotes held documents anew before they end, and when what they say is not true any more, until ctx ends.
